@@ -1,0 +1,338 @@
+"""The recipe: one validated, hashed description of a training run. It says what; the environment says where.
+
+Unknown keys are refused with the nearest known one, and combinations that cannot work are refused when the recipe is
+built, naming the key to change. `Recipe.digest()` identifies what would be fitted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from contracts.errors import RecipeError
+from contracts.images import ImageSpec
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Data(_Part):
+    """The images, how they are split, and how their values are scaled."""
+
+    dataset: Literal["digits", "mnist", "fashion", "cifar10", "folder"]
+    """`digits` is embedded; `folder` reads class/*.jpg|png…, optionally under train/, val/ and test/."""
+    path: str | None = None
+    """The directory of a `folder` data set; relative paths are taken from the working directory."""
+    image: ImageSpec
+    """The size that the network takes; images of another size are brought to it when they are decoded."""
+    classes: tuple[str, ...] | None = None
+    """Only these classes, in this order; null takes all."""
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """The fraction of the training images that is held out for validation (stratified, seeded)."""
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The fraction that is held out for the test where the data set brings no test split of its own."""
+    split_seed: int = 0
+    """The seed of the splits; apart from `fit.seed`, so that runs with other seeds share their test images."""
+    on_bad_image: Literal["skip", "fail"] = "skip"
+    """What a file that is not a still image does to a `folder`: it is named and left out, or it is fatal."""
+    on_overlap: Literal["warn", "drop", "fail"] = "warn"
+    """What identical images in train and test do: they are counted, dropped from train, or fatal."""
+    normalize: Literal["unit", "standard"] | Normalize = "unit"
+    """`unit` divides by 255; `standard` also takes the training images' mean and deviation per channel away."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.path is not None) != (self.dataset == "folder"):
+            what = "needs data.path" if self.dataset == "folder" else "takes no data.path"
+            raise ValueError(f"dataset {self.dataset!r} {what}")
+        if self.classes is not None and (len(self.classes) < 2 or len(set(self.classes)) < len(self.classes)):
+            raise ValueError(f"data.classes {list(self.classes)} must name at least two different classes")
+        return self
+
+
+class Normalize(_Part):
+    """x/255, minus the mean, over the deviation; one value a channel, on the scale 0-1."""
+
+    mean: tuple[float, ...]
+    std: tuple[Positive, ...]
+
+
+class Block(_Part):
+    """`repeat` times convolution, activation and normalisation, then pooling and dropout."""
+
+    filters: Count
+    kernel: Count = 3
+    stride: Count = 1
+    padding: Literal["valid", "same"] = "valid"
+    repeat: Count = 1
+    activation: Literal["relu", "gelu", "silu", "leaky_relu", "tanh"] = "relu"
+    norm: Literal["none", "batch"] = "none"
+    norm_position: Literal["before_activation", "after_activation"] = "before_activation"
+    bias: bool = True
+    pool: Literal["none", "max", "average"] = "max"
+    pool_size: Count = 2
+    dropout: Fraction = 0.0
+
+
+class Head(_Part):
+    """Dense layers, and the output: softmax over n classes, or one sigmoid unit for two."""
+
+    units: tuple[Count, ...] = ()
+    activation: Literal["relu", "gelu", "silu", "leaky_relu", "tanh"] = "relu"
+    dropout: Fraction = 0.0
+    """After every dense layer but the last."""
+    pool: Literal["flatten", "average", "max"] = "flatten"
+    """How the feature map becomes a vector."""
+    output: Literal["softmax", "sigmoid"] = "softmax"
+
+
+class Convnet(_Part):
+    """A network of blocks and a dense head."""
+
+    kind: Literal["convnet"] = "convnet"
+    blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
+    head: Head = Head()
+    init: Literal["glorot_uniform", "he_normal", "torch"] = "torch"
+    """`glorot_uniform` with zero biases is Keras' default; `torch` leaves torch's own."""
+    norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """The share of the new batch in BatchNorm's running statistics (Keras' momentum 0.99 is 0.01 here)."""
+    norm_epsilon: Positive = 1e-5
+
+
+class Backbone(_Part):
+    """A classification network of torchvision, its last layer fitted to the classes."""
+
+    kind: Literal["backbone"] = "backbone"
+    name: str
+    """As torchvision.models.get_model takes it: resnet18, mobilenet_v3_small, vgg16, …"""
+    weights: Literal["none", "imagenet"] = "none"
+    """`imagenet` takes torchvision's default weights, downloaded once."""
+    head: Literal["linear"] = "linear"
+    output: Literal["softmax", "sigmoid"] = "softmax"
+
+
+class Augmentation(_Part):
+    """Random changes of the training images, drawn per image, on the device. All off by default."""
+
+    flip_horizontal: bool = False
+    flip_vertical: bool = False
+    crop_padding: Annotated[int, Field(ge=0)] = 0
+    """Pixels added on each side before a crop of the original size is cut at random."""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Degrees: the angle is drawn from [-rotation, rotation]."""
+    shift: Fraction = 0.0
+    """Fraction of the side: each axis moves by up to this."""
+    shear: Annotated[float, Field(ge=0, le=45)] = 0.0
+    """Degrees."""
+    zoom: Fraction = 0.0
+    """Each axis is scaled by a factor from [1 - zoom, 1 + zoom]."""
+    fill: Literal["nearest", "zeros", "reflect"] = "nearest"
+    """What stands outside the image."""
+    cutout: Annotated[int, Field(ge=0)] = 0
+    """The side of a square that is set to zero, in pixels."""
+
+    @property
+    def any(self) -> bool:
+        return bool(self.model_dump(exclude_defaults=True, exclude={"fill"}))
+
+
+class Optimizer(_Part):
+    name: Literal["sgd", "adam", "adamw", "rmsprop"] = "adam"
+    lr: Positive = 1e-3
+    """Learning rate at the start (the highest one, with `one_cycle`)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    momentum: Fraction = 0.0
+    """Of sgd and rmsprop."""
+    nesterov: bool = False
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Of adam and adamw."""
+    smoothing: Fraction = 0.9
+    """Of rmsprop: the share of the old mean square (torch calls it alpha, Keras rho)."""
+    epsilon: Positive = 1e-8
+    epsilon_inside_sqrt: bool = False
+    """Of rmsprop: g / sqrt(v + epsilon), as Keras 3 has it, instead of g / (sqrt(v) + epsilon)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ValueError("optimizer.nesterov needs optimizer.name 'sgd' and optimizer.momentum above 0")
+        if self.epsilon_inside_sqrt and self.name != "rmsprop":
+            raise ValueError("optimizer.epsilon_inside_sqrt is known of optimizer.name 'rmsprop' only")
+        if self.momentum and self.name not in ("sgd", "rmsprop"):
+            raise ValueError(f"optimizer.momentum is not used by optimizer.name {self.name!r}; set optimizer.betas")
+        return self
+
+
+class Schedule(_Part):
+    """The learning rate over the epochs."""
+
+    name: Literal["constant", "plateau", "cosine", "one_cycle"] = "constant"
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """plateau: the learning rate is multiplied by this …"""
+    patience: Count = 5
+    """… after this many epochs in a row without a better value …"""
+    monitor: Literal["validation/loss", "validation/accuracy"] = "validation/loss"
+    """… of this metric …"""
+    min_delta: Annotated[float, Field(ge=0)] = 1e-4
+    """… by more than this (absolute) …"""
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    """… but never below this. For cosine and one_cycle: the learning rate at the end."""
+    warmup: Fraction = 0.3
+    """one_cycle and cosine: the fraction of all steps in which the learning rate rises (cosine: 0 for none)."""
+
+
+class EarlyStopping(_Part):
+    """Stops the fit after `patience` epochs in a row without a better value."""
+
+    monitor: Literal["validation/loss", "validation/accuracy"] = "validation/accuracy"
+    patience: Count = 5
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Fit(_Part):
+    epochs: Count = 10
+    batch_size: Count = 128
+    seed: int = 0
+    """Of the initial weights, the order of the images, augmentation and dropout."""
+    label_smoothing: Fraction = 0.0
+    clip_norm: Positive | None = None
+    """The gradient's largest norm; null does not clip."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto` measures on the run's own shapes and takes the fastest; fp16 needs a GPU."""
+    early_stopping: EarlyStopping | None = None
+    restore_best: bool = True
+    """Keep the weights of the epoch with the best `early_stopping.monitor` (validation accuracy without one)."""
+
+
+class Export(_Part):
+    opset: Annotated[int, Field(ge=18, le=25)] = 20
+    tolerance: Positive = 1e-4
+    """Largest difference of a probability between torch (fp32) and onnxruntime over the whole test split."""
+    batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 7, 64)
+    """The batch sizes at which the two are compared."""
+
+
+class Gate(_Part):
+    """What a candidate must show before it is served."""
+
+    min_accuracy: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Lowest test accuracy."""
+    max_drop: Fraction = 0.0
+    """How far test accuracy may fall below the champion's on the same test images."""
+    max_bytes: Count = 500_000_000
+    """Largest model.onnx."""
+
+
+class Published(_Part):
+    """A figure that others published for this recipe."""
+
+    test_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    parameters: int | None = None
+    trainable_parameters: int | None = None
+    source: str | None = None
+
+
+class Recipe(_Part):
+    """One training run, whole."""
+
+    name: Slug
+    description: str = ""
+    model_name: Slug
+    """The registered model that the result is a version of; recipes that compete share it."""
+    published: Published = Published()
+    data: Data
+    model: Annotated[Convnet | Backbone, Field(discriminator="kind")]
+    augmentation: Augmentation = Augmentation()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    fit: Fit = Fit()
+    export: Export = Export()
+    gate: Gate = Gate()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        output = self.model.output if isinstance(self.model, Backbone) else self.model.head.output
+        classes = self.data.classes
+        if output == "sigmoid" and classes is not None and len(classes) != 2:
+            raise ValueError(f"one sigmoid unit tells two classes apart, data.classes has {len(classes)}; use softmax")
+        if output == "sigmoid" and self.fit.label_smoothing:
+            raise ValueError("fit.label_smoothing is for softmax; set it to 0 or the output to softmax")
+        if isinstance(self.data.normalize, Normalize):
+            for key in ("mean", "std"):
+                if len(getattr(self.data.normalize, key)) != self.data.image.channels:
+                    raise ValueError(f"data.normalize.{key} must have {self.data.image.channels} values, one a channel")
+        return self
+
+    @property
+    def output(self) -> Literal["softmax", "sigmoid"]:
+        return self.model.output if isinstance(self.model, Backbone) else self.model.head.output
+
+    def digest(self) -> str:
+        """sha256 over what decides the fit and the export: name, description, published figures and gate are not in it."""
+        content = self.model_dump(mode="json", exclude={"name", "description", "published", "gate", "model_name"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def parse(content: Mapping[str, Any], *, name: str) -> Recipe:
+    """Validate a recipe.
+
+    Raises:
+        RecipeError: one sentence with the key, its value, what was expected, and the nearest known key for a typo.
+    """
+    try:
+        return Recipe.model_validate({"name": name, "model_name": name, **content})
+    except ValidationError as error:
+        problem = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
+        raise RecipeError(f"recipe '{name}': {_explain(dict(problem))}") from error
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe file, for editors (name and model_name default to the file's name)."""
+    schema = Recipe.model_json_schema()
+    schema["required"] = [key for key in schema["required"] if key not in ("name", "model_name")]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    tags = ("convnet", "backbone", "Normalize", "literal['unit','standard']")
+    loc = [part for part in problem["loc"] if part not in tags]
+    key = ".".join(str(part) for part in loc)
+    if problem["type"] == "extra_forbidden":
+        known = _keys_beside(loc)
+        near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys here are {', '.join(known)}."
+        return f"key '{key}' is not known; {hint}"
+    if problem["type"] == "missing":
+        return f"key '{key}' is missing; add it."
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{message}."
+    return f"{key} is {problem['input']!r}; {message[0].lower()}{message[1:]}."
+
+
+def _keys_beside(loc: list[Any]) -> list[str]:
+    """The known keys of the part that `loc` points into, found by walking the annotations."""
+    candidates: list[type[BaseModel]] = [Recipe]
+    for part in loc[:-1]:
+        if isinstance(part, int):
+            continue
+        found = [_models(model.model_fields[part].annotation) for model in candidates if part in model.model_fields]
+        candidates = [model for group in found for model in group]
+    return sorted({key for model in candidates for key in model.model_fields})
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]

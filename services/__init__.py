@@ -1,0 +1,1 @@
+"""The services: `training` (torch, MLflow), `inference` (BentoML, onnxruntime), `tracking` (MLflow's server)."""

@@ -1,0 +1,1 @@
+"""The inference service: BentoML hosts, the data plane is ours. Holds no torch."""

@@ -1,0 +1,1 @@
+"""The training service: data, networks, the fit loop, tracking."""
