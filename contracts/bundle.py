@@ -10,25 +10,35 @@ It is written atomically and read verified: a reader sees a whole, unchanged bun
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from contracts.errors import BundleError
-from contracts.images import ImageSpec
+from contracts.image_spec import ImageSpec
 
 MANIFEST: Final = "bundle.json"
 MODEL: Final = "model.onnx"
 INPUT: Final = "images"
 OUTPUT: Final = "probabilities"
 
-_FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+def _not_the_manifest(name: str) -> str:
+    if name == MANIFEST:
+        raise ValueError(f"{MANIFEST} is the manifest itself")
+    return name
+
+
+# No separators and no leading dot, so that no name leads out of the bundle; bundle.json cannot hold its own digest.
+_FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"), AfterValidator(_not_the_manifest)]
 
 
 class _Frozen(BaseModel):
@@ -120,11 +130,15 @@ def write(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
     `manifest.files` is replaced by the entries of `files`. A bundle that stands at `path` is replaced.
 
     Raises:
-        BundleError: `files` lacks model.onnx or a golden image that the manifest names.
+        BundleError: `files` lacks model.onnx or a golden image that the manifest names, or has a name that is no
+            plain file name.
         OSError: the disk is full, or `path` cannot be written.
     """
-    manifest = manifest.model_copy(update={"files": {name: file_entry(data) for name, data in files.items()}})
-    manifest = Manifest.model_validate(manifest.model_dump())  # model_copy does not validate
+    entries = {name: file_entry(data).model_dump() for name, data in files.items()}
+    try:
+        manifest = Manifest.model_validate({**manifest.model_dump(), "files": entries})
+    except ValidationError as error:
+        raise BundleError(f"bundle {path}: {_first(error)}; it was not written.") from error
     _complete(path, manifest)
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
@@ -149,17 +163,11 @@ def read(path: Path) -> Bundle:
     Raises:
         BundleError: no manifest, another schema, or a file that is missing, changed or not in the manifest.
     """
-    source = path / MANIFEST
-    try:
-        data = source.read_bytes()
-    except OSError as error:
-        raise BundleError(f"bundle {path}: {MANIFEST} cannot be read ({error.strerror}); export it again.") from error
+    data = _read_file(path / MANIFEST)
     try:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise BundleError(f"bundle {path}: {MANIFEST} is not valid at {where}: {first['msg']}.") from error
+        raise BundleError(f"bundle {path}: {_first(error)}; export it again.") from error
     _complete(path, manifest)
     for name, entry in manifest.files.items():
         _verified(path / name, entry)
@@ -170,15 +178,35 @@ def read(path: Path) -> Bundle:
 
 
 def replace_directory(staged: Path, path: Path) -> None:
-    """Move `staged` to `path`, the directory that stands there aside and away; both on one file system."""
-    old: Path | None = None
-    if path.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-        path.rename(old / "bundle")
-    staged.rename(path)
+    """Move `staged` to `path` and remove the directory that stood there; both on one file system.
+
+    On Linux the two are exchanged in one step, so that even a kill leaves the old or the new one at `path`. Elsewhere
+    the old one is moved aside first, and back if the new one cannot take its place.
+    """
+    if not path.exists():
+        staged.rename(path)
+    elif _exchange(staged, path):
+        shutil.rmtree(staged, ignore_errors=True)
+    else:
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+        path.rename(aside / "bundle")
+        try:
+            staged.rename(path)
+        except OSError:
+            (aside / "bundle").rename(path)
+            raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     _sync_directory(path.parent)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two names in one step, where the system can; Python has no call for it."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of <linux/fs.h>
+    return bool(rename(here, os.fsencode(first.absolute()), here, os.fsencode(second.absolute()), exchange) == 0)
 
 
 def _complete(path: Path, manifest: Manifest) -> None:
@@ -188,22 +216,35 @@ def _complete(path: Path, manifest: Manifest) -> None:
     for golden in manifest.golden:
         if len(golden.probabilities) != len(manifest.labels):
             wanted = f"{len(manifest.labels)} labels"
-            raise BundleError(f"bundle {path}: {golden.file} has {len(golden.probabilities)} probabilities for {wanted}.")
+            raise BundleError(
+                f"bundle {path}: {golden.file} has {len(golden.probabilities)} probabilities for {wanted}."
+            )
 
 
 def _verified(path: Path, entry: FileEntry) -> bytes:
-    try:
-        if path.is_symlink():
-            raise BundleError(f"bundle {path.parent}: {path.name} is a link, not a file; export it again.")
-        data = path.read_bytes()
-    except OSError as error:
-        reason = error.strerror
-        raise BundleError(f"bundle {path.parent}: {path.name} cannot be read ({reason}); export it again.") from error
+    data = _read_file(path)
     found = hashlib.sha256(data).hexdigest()
     if found != entry.sha256:
         detail = f"sha256 {found[:12]}…, expected {entry.sha256[:12]}…"
         raise BundleError(f"bundle {path.parent}: {path.name} was changed ({detail}); export it again.")
     return data
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        # A link may lead out of the bundle and change behind its back; a pipe would block the reader.
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise BundleError(f"bundle {path.parent}: {path.name} is not a regular file; export it again.")
+        return path.read_bytes()
+    except OSError as error:
+        reason = error.strerror
+        raise BundleError(f"bundle {path.parent}: {path.name} cannot be read ({reason}); export it again.") from error
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"]) or "the document"
+    return f"{MANIFEST} is not valid at {where}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
 def _sync_directory(path: Path) -> None:

@@ -7,45 +7,23 @@ cannot differ from a trained one by its preprocessing. Normalisation is not done
 from __future__ import annotations
 
 import io
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from pydantic import BaseModel, ConfigDict, Field
 
 from contracts.errors import ImageError, NotAnImage, TooLarge
+from contracts.image_spec import ImageSpec
+
+__all__ = ["FORMATS", "MAX_PIXELS", "ImageSpec", "decode", "encode_png"]
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_PIXELS: Final = 50_000_000
 """Most pixels (width x height) of an image, checked on its header, before anything is decoded."""
 
 # What the first bytes of each format look like. The declared media type is never trusted.
-_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"BM", b"GIF87a", b"GIF89a")
-
-Side = Annotated[int, Field(ge=1, le=4096)]
-
-
-class ImageSpec(BaseModel):
-    """The tensor that a graph takes for one image: uint8, shape (height, width, channels)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    height: Side
-    """Rows of pixels."""
-    width: Side
-    """Columns of pixels."""
-    channels: Literal[1, 3]
-    """1 is grayscale (ITU-R 601 luma), 3 is RGB."""
-    resize: Literal["stretch", "pad", "crop"] = "stretch"
-    """How another size is brought to this one: `stretch` ignores the aspect ratio, `pad` keeps it and fills with the
-    background, `crop` keeps it and cuts the middle. Always bilinear with antialiasing."""
-    background: Annotated[int, Field(ge=0, le=255)] = 0
-    """The value under transparent pixels and in the border that `pad` adds."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return (self.height, self.width, self.channels)
+_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF87a", b"GIF89a")
 
 
 def decode(data: bytes, spec: ImageSpec, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -70,8 +48,8 @@ def decode(data: bytes, spec: ImageSpec, *, max_pixels: int = MAX_PIXELS) -> NDA
         if image.size != (spec.width, spec.height):
             image = _resize(image, spec)
         array = np.asarray(image, dtype=np.uint8)
-    # Pillow's plugins raise whatever their parsers meet in hostile bytes; to the caller it is all one thing.
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError) as error:
+    # Pillow's plugins raise whatever their parsers meet in hostile bytes (struct.error, zlib.error, AttributeError, …).
+    except Exception as error:
         raise ImageError(f"the image could not be decoded: {_sentence(error)}; send a complete image file.") from error
     return np.ascontiguousarray(array.reshape(spec.shape))
 
@@ -86,19 +64,21 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise ImageError("the image is empty (0 bytes); send the bytes of an image file.")
-    if not data.startswith(_MAGIC):
+    if not (data.startswith(_MAGIC) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")):  # RIFF may be sound or video
         raise NotAnImage(f"the bytes are not an image of a known format; send one of {', '.join(FORMATS)}.")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
+        # MPO is what phones call a JPEG with a preview or a depth map behind it; its first frame is the photograph.
+        animated = image.format != "MPO" and getattr(image, "is_animated", False)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"the image has more pixels than the limit of {max_pixels:,}; send a smaller one.") from error
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError) as error:
+    except Exception as error:
         raise ImageError(f"the image's header could not be read: {_sentence(error)}; send a complete file.") from error
     if image.width * image.height > max_pixels:
         size = f"{image.width}x{image.height}"
         raise TooLarge(f"the image has {size} pixels, more than the limit of {max_pixels:,}; send a smaller one.")
-    if getattr(image, "n_frames", 1) > 1:
-        raise NotAnImage(f"the image is an animation of {image.n_frames} frames; send a still image.")  # type: ignore[attr-defined]
+    if animated:
+        raise NotAnImage("the image is an animation; send a still image.")
     return image
 
 
@@ -118,8 +98,13 @@ def _resize(image: Image.Image, spec: ImageSpec) -> Image.Image:
     if spec.resize == "crop":
         return ImageOps.fit(image, size, method=Image.Resampling.BILINEAR)
     if spec.resize == "pad":
-        fill = spec.background if spec.channels == 1 else (spec.background,) * 3
-        return ImageOps.pad(image, size, method=Image.Resampling.BILINEAR, color=fill)  # type: ignore[arg-type]
+        scale = min(spec.width / image.width, spec.height / image.height)
+        # At least one pixel: a photograph of 4000x1 is odd, not undecodable.
+        inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        padded = Image.new(image.mode, size, spec.background if spec.channels == 1 else (spec.background,) * 3)
+        corner = ((spec.width - inner[0]) // 2, (spec.height - inner[1]) // 2)
+        padded.paste(image.resize(inner, Image.Resampling.BILINEAR), corner)
+        return padded
     return image.resize(size, Image.Resampling.BILINEAR)
 
 

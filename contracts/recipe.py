@@ -6,16 +6,19 @@ built, naming the key to change. `Recipe.digest()` identifies what would be fitt
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
+import inspect
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from contracts.errors import RecipeError
-from contracts.images import ImageSpec
+from contracts.image_spec import ImageSpec
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -24,7 +27,14 @@ Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Normalize(_Part):
+    """x/255, minus the mean, over the deviation; one value a channel, on the scale 0-1."""
+
+    mean: tuple[float, ...]
+    std: tuple[Positive, ...]
 
 
 class Data(_Part):
@@ -59,13 +69,6 @@ class Data(_Part):
         if self.classes is not None and (len(self.classes) < 2 or len(set(self.classes)) < len(self.classes)):
             raise ValueError(f"data.classes {list(self.classes)} must name at least two different classes")
         return self
-
-
-class Normalize(_Part):
-    """x/255, minus the mean, over the deviation; one value a channel, on the scale 0-1."""
-
-    mean: tuple[float, ...]
-    std: tuple[Positive, ...]
 
 
 class Block(_Part):
@@ -188,8 +191,8 @@ class Schedule(_Part):
     """… by more than this (absolute) …"""
     min_lr: Annotated[float, Field(ge=0)] = 0.0
     """… but never below this. For cosine and one_cycle: the learning rate at the end."""
-    warmup: Fraction = 0.3
-    """one_cycle and cosine: the fraction of all steps in which the learning rate rises (cosine: 0 for none)."""
+    warmup: Fraction | None = None
+    """The fraction of all steps in which the learning rate rises first; null is 0.3 for one_cycle and 0 for cosine."""
 
 
 class EarlyStopping(_Part):
@@ -279,7 +282,7 @@ class Recipe(_Part):
         return self.model.output if isinstance(self.model, Backbone) else self.model.head.output
 
     def digest(self) -> str:
-        """sha256 over what decides the fit and the export: name, description, published figures and gate are not in it."""
+        """sha256 over what decides the fit and the export: not names, description, published figures and gate."""
         content = self.model_dump(mode="json", exclude={"name", "description", "published", "gate", "model_name"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -290,45 +293,85 @@ def parse(content: Mapping[str, Any], *, name: str) -> Recipe:
     Raises:
         RecipeError: one sentence with the key, its value, what was expected, and the nearest known key for a typo.
     """
+    if not isinstance(content, Mapping):
+        raise RecipeError(
+            f"recipe '{name}': it is {content!r:.80}; expected keys and values such as 'data' and 'model'."
+        )
     try:
         return Recipe.model_validate({"name": name, "model_name": name, **content})
     except ValidationError as error:
-        problem = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
-        raise RecipeError(f"recipe '{name}': {_explain(dict(problem))}") from error
+        raise RecipeError(f"recipe '{name}': {_explain(_most_telling(error))}") from error
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a recipe file, for editors (name and model_name default to the file's name)."""
     schema = Recipe.model_json_schema()
     schema["required"] = [key for key in schema["required"] if key not in ("name", "model_name")]
+    for key, model in _parts(Recipe).items():
+        properties = (schema if model is Recipe else schema["$defs"][key])["properties"]
+        for field, text in _attribute_docstrings(model).items():
+            properties[field]["description"] = text
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def _explain(problem: dict[str, Any]) -> str:
+def _attribute_docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """The string below each field. Pydantic could collect them too, but whenever this module is imported."""
+    definition = ast.parse(inspect.getsource(model)).body[0]
+    found: dict[str, str] = {}
+    for field, text in itertools.pairwise(getattr(definition, "body", [])):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            found[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
+    return found
+
+
+def _most_telling(error: ValidationError) -> dict[str, Any]:
+    """An unknown key explains the keys that are missing; of a value's alternatives, the one it came furthest in."""
+    problems = [dict(problem) for problem in error.errors()]
+    unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+    first = _where(problems[0])
+    same = [problem for problem in problems if _where(problem)[: len(first)] == first]
+    return (unknown or sorted(same, key=lambda problem: -len(_where(problem))))[0]
+
+
+def _where(problem: dict[str, Any]) -> list[Any]:
+    """The path to the value as a recipe spells it: without the names of a union's alternatives."""
     tags = ("convnet", "backbone", "Normalize", "literal['unit','standard']")
-    loc = [part for part in problem["loc"] if part not in tags]
+    return [part for part in problem["loc"] if part not in tags]
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    loc = _where(problem)
     key = ".".join(str(part) for part in loc)
     if problem["type"] == "extra_forbidden":
-        known = _keys_beside(loc)
+        known = _keys_beside(problem["loc"])
         near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known keys here are {', '.join(known)}."
         return f"key '{key}' is not known; {hint}"
-    if problem["type"] == "missing":
-        return f"key '{key}' is missing; add it."
     message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return f"{message}."
-    return f"{key} is {problem['input']!r}; {message[0].lower()}{message[1:]}."
+    match problem["type"]:
+        case "missing":
+            sentence = f"key '{key}' is missing; add it"
+        case "union_tag_not_found":
+            sentence = f"key '{key}.kind' is missing; add it, 'convnet' or 'backbone'"
+        case "union_tag_invalid":
+            sentence = f"{key}.kind is {problem['ctx']['tag']!r}; use one of {problem['ctx']['expected_tags']}"
+        case "model_type" | "model_attributes_type":
+            sentence = f"{key} is {problem['input']!r:.80}; expected keys and values"
+        case "value_error":
+            sentence = message
+        case _:
+            sentence = f"{key} is {problem['input']!r:.80}; {message[0].lower()}{message[1:]}"
+    return f"{sentence}."
 
 
-def _keys_beside(loc: list[Any]) -> list[str]:
+def _keys_beside(loc: Sequence[Any]) -> list[str]:
     """The known keys of the part that `loc` points into, found by walking the annotations."""
     candidates: list[type[BaseModel]] = [Recipe]
     for part in loc[:-1]:
-        if isinstance(part, int):
-            continue
+        if part in ("convnet", "backbone"):  # the alternative that `kind` chose: the other one's keys are no help
+            candidates = [model for model in candidates if model.__name__.lower() == part]
         found = [_models(model.model_fields[part].annotation) for model in candidates if part in model.model_fields]
-        candidates = [model for group in found for model in group]
+        candidates = [model for group in found for model in group] or candidates
     return sorted({key for model in candidates for key in model.model_fields})
 
 
@@ -336,3 +379,12 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _parts(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """By name, the model and all the models in it."""
+    found = {model.__name__: model}
+    for field in model.model_fields.values():
+        for part in _models(field.annotation):
+            found |= _parts(part)
+    return found

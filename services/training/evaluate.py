@@ -1,0 +1,57 @@
+"""Evaluation of a network on a split, without gradients."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from services.training.networks import ServedGraph
+from services.training.objective import loss_and_correct
+
+_BATCH = 512
+
+
+def to_device(array: NDArray[Any], device: str | torch.device) -> Tensor:
+    """A tensor of an array's values on a device; on the CPU it shares the array's memory where that is writable."""
+    # torch cannot promise not to write, so it warns of a read-only array (a memory-mapped cache); that is copied
+    return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
+
+
+@torch.no_grad()
+def evaluate(
+    graph: ServedGraph, images: Tensor, labels: Tensor, *, precision: AbstractContextManager[object] | None = None
+) -> tuple[float, float]:
+    """Loss (nats, mean) and accuracy (0-1) of a network on images uint8 (n, h, w, c) and labels (n,) on its device.
+
+    The network is left in the mode that it was in.
+    """
+    was_training = graph.training
+    graph.eval()
+    loss_sum = torch.zeros((), device=images.device)
+    right = torch.zeros((), device=images.device, dtype=torch.int64)
+    for start in range(0, len(labels), _BATCH):
+        batch, truth = images[start : start + _BATCH], labels[start : start + _BATCH]
+        with precision or nullcontext():
+            logits = graph.network(graph.normalize(batch))
+        loss, correct = loss_and_correct(logits, truth, output=graph.output)
+        loss_sum += loss * len(truth)
+        right += correct
+    graph.train(was_training)
+    return float(loss_sum) / len(labels), int(right) / len(labels)
+
+
+@torch.no_grad()
+def predict(graph: ServedGraph, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Probabilities float32 (n, classes) of images uint8 (n, h, w, c), in fp32, in eval mode, on the graph's device."""
+    was_training = graph.training
+    graph.eval()
+    device = graph.mean.device
+    answers = [graph(to_device(images[i : i + _BATCH], device)).cpu() for i in range(0, len(images), _BATCH)]
+    graph.train(was_training)
+    return torch.cat(answers).numpy()

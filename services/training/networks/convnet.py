@@ -1,0 +1,116 @@
+"""The declarative convnet: blocks of convolutions, then a dense head.
+
+It expresses every hand-made network of the source courses, to the parameter.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+
+from contracts.errors import RecipeError
+from contracts.images import ImageSpec
+from contracts.recipe import Block, Convnet
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "leaky_relu": nn.LeakyReLU,
+    "tanh": nn.Tanh,
+}
+
+
+def build(model: Convnet, *, image: ImageSpec, classes: int) -> nn.Sequential:
+    """Build a convnet; see `services.training.networks.build`. Its layers are named `block1.conv1` … `head.dense1`."""
+    channels, height, width = image.channels, image.height, image.width
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    for number, block in enumerate(model.blocks, start=1):
+        parts[f"block{number}"] = _block(block, channels, model)
+        height, width = _size(block, height), _size(block, width)
+        if min(height, width) < 1:
+            asked = f"an image of {image.height}x{image.width}"
+            raise RecipeError(
+                f"model.blocks.{number - 1}: {asked} is used up here ({height}x{width} remains); "
+                "set padding to 'same', pool to 'none', or take larger images."
+            )
+        channels = block.filters
+    parts["head"] = _head(model, channels, height * width, units_out(model.head.output, classes))
+    network = nn.Sequential(parts)
+    _initialise(network, model.init)
+    return network
+
+
+def units_out(output: str, classes: int) -> int:
+    """Units of the last layer: one for a sigmoid, else one a class."""
+    if output == "softmax":
+        return classes
+    if classes != 2:
+        raise RecipeError(f"one sigmoid unit tells two classes apart, the data has {classes}; set output to softmax.")
+    return 1
+
+
+def _block(block: Block, channels: int, model: Convnet) -> nn.Sequential:
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for i in range(1, block.repeat + 1):
+        stride = block.stride if i == 1 else 1
+        layers[f"conv{i}"] = nn.Conv2d(
+            channels, block.filters, block.kernel, stride, padding=_padding(block), bias=block.bias
+        )
+        activation = ACTIVATIONS[block.activation]()
+        if block.norm == "none":
+            layers[f"{block.activation}{i}"] = activation
+        else:
+            norm = nn.BatchNorm2d(block.filters, eps=model.norm_epsilon, momentum=model.norm_momentum)
+            pair = [(f"norm{i}", norm), (f"{block.activation}{i}", activation)]
+            layers.update(pair if block.norm_position == "before_activation" else reversed(pair))
+        channels = block.filters
+    if block.pool != "none":
+        layers["pool"] = (nn.MaxPool2d if block.pool == "max" else nn.AvgPool2d)(block.pool_size)
+    if block.dropout:
+        layers["dropout"] = nn.Dropout(block.dropout)
+    return nn.Sequential(layers)
+
+
+def _padding(block: Block) -> int:
+    # An even kernel has no symmetric "same" padding; kernel // 2 then grows the map by one, which _size counts.
+    return block.kernel // 2 if block.padding == "same" else 0
+
+
+def _size(block: Block, size: int) -> int:
+    for i in range(block.repeat):
+        size = (size + 2 * _padding(block) - block.kernel) // (block.stride if i == 0 else 1) + 1
+    return size // block.pool_size if block.pool != "none" else size
+
+
+def _head(model: Convnet, channels: int, positions: int, units: int) -> nn.Sequential:
+    head = model.head
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    features = channels
+    if head.pool == "flatten":
+        features = channels * positions
+    else:
+        layers["pool"] = nn.AdaptiveAvgPool2d(1) if head.pool == "average" else nn.AdaptiveMaxPool2d(1)
+    layers["flatten"] = nn.Flatten()
+    for i, width in enumerate(head.units, start=1):
+        layers[f"dense{i}"] = nn.Linear(features, width)
+        layers[f"{head.activation}{i}"] = ACTIVATIONS[head.activation]()
+        if head.dropout:
+            layers[f"dropout{i}"] = nn.Dropout(head.dropout)
+        features = width
+    layers["output"] = nn.Linear(features, units)
+    return nn.Sequential(layers)
+
+
+def _initialise(network: nn.Module, init: str) -> None:
+    if init == "torch":
+        return
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            if init == "glorot_uniform":  # Glorot and Bengio 2010; Keras' default, with zero biases
+                nn.init.xavier_uniform_(module.weight)
+            else:  # He et al. 2015
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,85 @@
+"""Optimizers from a recipe: torch's own, and RMSprop as Keras computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from contracts.recipe import Optimizer
+
+
+def make_optimizer(config: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of a recipe over the parameters that train."""
+    trained = [p for p in parameters if p.requires_grad]
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.name == "sgd":
+        return torch.optim.SGD(trained, momentum=config.momentum, nesterov=config.nesterov, fused=True, **common)
+    if config.name == "rmsprop":
+        if config.epsilon_inside_sqrt:
+            return KerasRMSprop(
+                trained, smoothing=config.smoothing, epsilon=config.epsilon, momentum=config.momentum, **common
+            )
+        return torch.optim.RMSprop(
+            trained, alpha=config.smoothing, eps=config.epsilon, momentum=config.momentum, foreach=True, **common
+        )
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(trained, betas=config.betas, eps=config.epsilon, fused=True, **common)
+
+
+class KerasRMSprop(torch.optim.Optimizer):
+    """RMSprop with epsilon inside the root: w -= lr * g / sqrt(v + epsilon), as Keras 3 computes it.
+
+    torch adds epsilon to the root instead. With the usual epsilon of 1e-7 the floor under the divisor is 3e-4 here and
+    1e-7 there, which lets torch take far longer steps where gradients are small.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        smoothing: float,
+        epsilon: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "smoothing": smoothing,
+            "epsilon": epsilon,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+        }
+        super().__init__(parameters, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        """Take one step along the gradients that `backward` left; `closure` is not used."""
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            gradients = [p.grad for p in parameters]
+            if not parameters:
+                continue
+            if group["weight_decay"]:
+                gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+            squares = [self._state(p, "mean_square") for p in parameters]
+            torch._foreach_mul_(squares, group["smoothing"])
+            torch._foreach_addcmul_(squares, gradients, gradients, value=1 - group["smoothing"])
+            divisor = torch._foreach_add(squares, group["epsilon"])
+            torch._foreach_sqrt_(divisor)
+            if group["momentum"]:
+                velocities = [self._state(p, "velocity") for p in parameters]
+                torch._foreach_mul_(velocities, group["momentum"])
+                torch._foreach_addcdiv_(velocities, gradients, divisor, value=group["lr"])
+                torch._foreach_sub_(parameters, velocities)
+            else:
+                torch._foreach_addcdiv_(parameters, gradients, divisor, value=-group["lr"])
+
+    def _state(self, parameter: nn.Parameter, key: str) -> Tensor:
+        state = self.state[parameter]
+        if key not in state:
+            state[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return state[key]  # type: ignore[no-any-return]

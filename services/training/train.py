@@ -1,0 +1,203 @@
+"""One training run, whole: data, network, plan, fit, evaluation, report, weights; all of it in one MLflow run."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from contracts import places
+from contracts.recipe import Normalize, Recipe
+from services.training import runs
+from services.training.augment import augment
+from services.training.code_version import code_version
+from services.training.data import load
+from services.training.data.dataset import Dataset, Split
+from services.training.device import Plan, choose_device, choose_plan
+from services.training.evaluate import predict, to_device
+from services.training.fit import fit, training_step
+from services.training.networks import ServedGraph, build, count_parameters
+from services.training.optimizers import make_optimizer
+from services.training.progress import Progress
+from services.training.report import log_report
+from services.training.tracking import find_finished, open_run
+
+_log = logging.getLogger("stride")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """What a training run came to."""
+
+    run_id: str
+    recipe: str
+    model_name: str
+    recipe_hash: str
+    test_accuracy: float
+    test_loss: float
+    validation_accuracy: float
+    best_epoch: int
+    epochs: int
+    images_per_second: float
+    seconds: float
+    """Of the fit, validation included, without loading and reporting."""
+    device: str
+    precision: str
+    parameters: int
+    trainable_parameters: int
+    reused: bool = False
+    """Whether a finished run of the same recipe, data and code was taken instead of fitting again."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def train(recipe: Recipe, *, force: bool = False, progress: bool | None = None) -> TrainResult:
+    """Fit a recipe and log it, or take the finished run of the same recipe, data and code.
+
+    Args:
+        recipe: What to fit.
+        force: Fit even where such a run is finished.
+        progress: False shows nothing; see `services.training.progress`.
+
+    Raises:
+        DataError, RecipeError, DeviceError: before anything is fitted or logged.
+        FitError: the fit cannot go on; the run is kept as failed.
+        RegistryError: the tracking server is away.
+    """
+    choose_device()  # a device that is asked for and not there is told before the data are read
+    dataset = load(recipe.data)
+    for skipped in dataset.skipped:
+        _log.warning("%s: left out, %s", skipped.path, skipped.reason)
+    if not force and (reused := _finished(recipe, dataset)) is not None:
+        return reused
+    # Weights, dropout and order come from the recipe's seed, and the caller's generators stay as they were.
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.fit.seed)
+        graph = make_graph(recipe, dataset)
+        plan = choose_plan(
+            recipe.fit.precision,
+            trial=_trial(graph, dataset.train, recipe),
+            key=f"{recipe.digest()}|{dataset.train.images.shape[1:]}|{len(dataset.labels)}",
+            cache=places.home() / "cache",
+        )
+        torch.manual_seed(recipe.fit.seed)  # the same dropout whether the plan was measured just now or remembered
+        return _fit_and_log(recipe, dataset, graph, plan, progress)
+
+
+def make_graph(recipe: Recipe, dataset: Dataset) -> ServedGraph:
+    """The recipe's network for a data set, on the CPU, with its normalisation."""
+    network = build(recipe.model, image=recipe.data.image, classes=len(dataset.labels))
+    mean, std = normalization(recipe.data.normalize, dataset.train.images)
+    return ServedGraph(network, output=recipe.output, mean=mean, std=std)
+
+
+def normalization(how: str | Normalize, images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation per channel, on the scale 0-1, that `data.normalize` means for images (n, h, w, c)."""
+    channels = images.shape[3]
+    if isinstance(how, Normalize):
+        return how.mean, how.std
+    if how == "unit":
+        return (0.0,) * channels, (1.0,) * channels
+    values = np.arange(256) / 255
+    mean, std = [], []
+    for channel in range(channels):  # a histogram gives both exactly, without a float copy of the images
+        share = np.bincount(images[..., channel].reshape(-1), minlength=256) / images[..., channel].size
+        mean.append(float(share @ values))
+        std.append(float(np.sqrt(share @ (values - mean[-1]) ** 2)) or 1.0)
+    return tuple(mean), tuple(std)
+
+
+def _fit_and_log(
+    recipe: Recipe, dataset: Dataset, graph: ServedGraph, plan: Plan, progress: bool | None
+) -> TrainResult:
+    counts = count_parameters(graph.network)
+    tags = {
+        "stride.data_fingerprint": dataset.fingerprint,
+        "stride.test_fingerprint": dataset.test_fingerprint,
+        "stride.code_version": code_version(),
+        **{f"stride.{key}": value for key, value in plan.facts().items()},
+    }
+    with open_run(recipe, tags=tags) as run:
+        run.dataset(dataset)
+        result = fit(graph, dataset.train, dataset.validation, recipe, plan, log=run, progress=Progress(show=progress))
+        graph.to("cpu").to(memory_format=torch.contiguous_format)
+        runs.save(run, recipe=recipe, labels=dataset.labels, graph=graph)
+        facts = {
+            **plan.facts(),
+            "parameters": f"{counts.total:,} ({counts.trainable:,} trainable)",
+            "epochs": f"{len(result.history)}, the best was {result.best_epoch}; {result.stopped}",
+            "seconds": f"{result.seconds:.1f}",
+            "images_per_second": f"{result.images_per_second:,.0f}",
+        }
+        report = log_report(
+            run,
+            recipe=recipe,
+            dataset=dataset,
+            history=result.history,
+            probabilities=predict(graph, dataset.test.images),
+            facts=facts,
+        )
+        run.metrics(
+            {
+                "best/epoch": result.best_epoch,
+                "best/validation_accuracy": result.best["validation/accuracy"],
+                "best/validation_loss": result.best["validation/loss"],
+                "fit/seconds": result.seconds,
+                "fit/images_per_second": result.images_per_second,
+                "network/parameters": counts.total,
+                "network/trainable_parameters": counts.trainable,
+            }
+        )
+        answer = TrainResult(
+            run_id=run.run_id,
+            recipe=recipe.name,
+            model_name=recipe.model_name,
+            recipe_hash=recipe.digest(),
+            test_accuracy=report["test/accuracy"],
+            test_loss=report["test/loss"],
+            validation_accuracy=result.best["validation/accuracy"],
+            best_epoch=result.best_epoch,
+            epochs=len(result.history),
+            images_per_second=round(result.images_per_second, 1),
+            seconds=round(result.seconds, 2),
+            device=plan.device,
+            precision=plan.precision,
+            parameters=counts.total,
+            trainable_parameters=counts.trainable,
+        )
+        run.file(runs.RESULT, json.dumps(answer.to_json(), indent=2))
+    return answer
+
+
+def _finished(recipe: Recipe, dataset: Dataset) -> TrainResult | None:
+    run_id = find_finished(recipe, data_fingerprint=dataset.fingerprint, code_version=code_version())
+    content = runs.read_result(run_id) if run_id else None
+    return TrainResult(**{**content, "reused": True}) if content else None
+
+
+def _trial(graph: ServedGraph, train: Split, recipe: Recipe) -> Callable[[Plan], Callable[[], None]]:
+    size = recipe.fit.batch_size
+
+    def prepare(plan: Plan) -> Callable[[], None]:
+        copied = copy.deepcopy(graph).to(plan.device).to(memory_format=plan.memory_format).train()
+        optimizer = make_optimizer(recipe.optimizer, copied.network.parameters())
+        scaler = torch.amp.GradScaler(plan.device, enabled=False)
+        images = to_device(train.images[:size], plan.device)
+        labels = to_device(train.labels[:size], plan.device)
+        randomness = torch.Generator(device=plan.device).manual_seed(0)
+
+        def step() -> None:
+            batch = augment(images, recipe.augmentation, randomness) if recipe.augmentation.any else images
+            training_step(copied, batch, labels, recipe, plan, optimizer, scaler)
+
+        return step
+
+    return prepare

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+
+from contracts import places
+from contracts.errors import DataError, DeviceError, FitError, RegistryError
+from contracts.recipe import Recipe, parse
+from services.training.data import load
+from services.training.evaluate import predict
+from services.training.runs import load_run
+from services.training.train import TrainResult, normalization, train
+
+
+def small(**parts: Any) -> Recipe:
+    content: dict[str, Any] = {
+        "data": {"dataset": "digits", "image": {"height": 8, "width": 8, "channels": 1}},
+        "model": {"kind": "convnet", "blocks": [{"filters": 8, "padding": "same", "norm": "batch"}]},
+        "optimizer": {"lr": 0.01},
+        "fit": {"epochs": 2, "batch_size": 64, "precision": "fp32"},
+        **parts,
+    }
+    return parse(content, name="small")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> tuple[Path, TrainResult]:
+    """One real run on the digits, in a home of its own."""
+    home = tmp_path_factory.mktemp("home")
+    shutil.copy(migrated_database, home / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STRIDE_HOME", str(home))
+        patch.setenv("STRIDE_DEVICE", "cpu")
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return home, train(small(), progress=False)
+
+
+@pytest.fixture
+def trained_home(trained: tuple[Path, TrainResult], monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STRIDE_HOME", str(trained[0]))
+    monkeypatch.setenv("STRIDE_DEVICE", "cpu")
+    return trained[0]
+
+
+@pytest.mark.usefixtures("trained_home")
+def test_a_run_holds_metrics_by_epoch_and_results_under_the_keys_that_every_run_has(
+    trained: tuple[Path, TrainResult],
+) -> None:
+    client = MlflowClient(places.tracking_uri())
+    run = client.get_run(trained[1].run_id)
+    per_epoch = {"train/loss", "train/accuracy", "validation/loss", "validation/accuracy", "lr"}
+    results = {"best/epoch", "best/validation_accuracy", "best/validation_loss", "test/accuracy", "test/loss"}
+    assert per_epoch | results | {"images_per_second", "epoch_seconds", "fit/seconds"} <= set(run.data.metrics)
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "validation/loss")] == [1, 2]
+    assert run.info.status == "FINISHED"
+    tags = run.data.tags
+    assert tags["stride.device"] == "cpu"
+    assert tags["stride.device_reason"] == "STRIDE_DEVICE=cpu"
+    assert tags["stride.precision_reason"] == "the recipe says so"
+    assert len(tags["stride.data_fingerprint"]) >= 32
+
+
+@pytest.mark.usefixtures("trained_home")
+def test_a_finished_run_is_taken_again_unless_forced(trained: tuple[Path, TrainResult]) -> None:
+    again = train(small(), progress=False)
+    assert again.reused
+    assert again.run_id == trained[1].run_id
+    assert again.test_accuracy == trained[1].test_accuracy
+    forced = train(small(), force=True, progress=False)
+    assert not forced.reused
+    assert forced.run_id != again.run_id
+    # and, being the same recipe on the CPU, it ends in the same weights
+    first, second = load_run(again.run_id).graph.state_dict(), load_run(forced.run_id).graph.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.usefixtures("trained_home")
+def test_another_recipe_is_another_run(trained: tuple[Path, TrainResult]) -> None:
+    other = train(small(optimizer={"lr": 0.02}), progress=False)
+    assert not other.reused
+    assert other.run_id != trained[1].run_id
+
+
+@pytest.mark.usefixtures("trained_home")
+def test_the_network_of_a_run_is_rebuilt_with_the_accuracy_that_was_logged(
+    trained: tuple[Path, TrainResult],
+) -> None:
+    run = load_run(trained[1].run_id)
+    dataset = load(run.recipe.data)
+    assert run.recipe == small()
+    assert run.labels == dataset.labels
+    assert run.test_fingerprint == dataset.test_fingerprint
+    answers = predict(run.graph, dataset.test.images)
+    assert float((answers.argmax(1) == dataset.test.labels).mean()) == pytest.approx(trained[1].test_accuracy)
+
+
+@pytest.mark.usefixtures("trained_home")
+def test_a_run_that_is_not_there_or_was_damaged_is_an_error_in_one_sentence(
+    trained: tuple[Path, TrainResult],
+) -> None:
+    with pytest.raises(RegistryError, match="0123456789abcdef"):
+        load_run("0123456789abcdef0123456789abcdef")
+    forced = train(small(), force=True, progress=False)
+    client = MlflowClient(places.tracking_uri())
+    artifacts = Path(client.get_run(forced.run_id).info.artifact_uri.removeprefix("file://"))
+    (artifacts / "weights.safetensors").unlink()
+    with pytest.raises(RegistryError, match=r"weights\.safetensors cannot be read"):
+        load_run(forced.run_id)
+
+
+@pytest.mark.usefixtures("trained_home")
+def test_a_fit_that_fails_is_kept_as_failed_with_the_reason() -> None:
+    recipe = small(optimizer={"name": "sgd", "lr": 1e30})
+    with pytest.raises(FitError, match="not finite"):
+        train(recipe, progress=False)
+    client = MlflowClient(places.tracking_uri())
+    experiment = client.get_experiment_by_name("small")
+    (newest,) = client.search_runs([experiment.experiment_id], max_results=1, order_by=["attributes.start_time DESC"])
+    assert newest.info.status == "FAILED"
+    assert "the loss is not finite" in newest.data.tags["error"]
+
+
+def test_nothing_is_logged_where_device_or_data_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRIDE_HOME", str(tmp_path / "home"))
+    folder = {
+        "dataset": "folder",
+        "path": str(tmp_path / "nowhere"),
+        "image": {"height": 8, "width": 8, "channels": 1},
+    }
+    with pytest.raises(DataError, match="nowhere"):
+        train(small(data=folder), progress=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("STRIDE_DEVICE", "cuda")
+    with pytest.raises(DeviceError):
+        train(small(), progress=False)
+    assert not (tmp_path / "home" / "mlflow.db").exists()
+
+
+@pytest.mark.usefixtures("trained_home")
+def test_the_callers_random_numbers_stay_as_they_were(trained: tuple[Path, TrainResult]) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    load_run(trained[1].run_id)
+    train(small(), force=True, progress=False)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.usefixtures("trained_home")
+def test_the_result_is_json(trained: tuple[Path, TrainResult]) -> None:
+    content = json.loads(json.dumps(trained[1].to_json()))
+    assert {"run_id", "test_accuracy", "test_loss", "images_per_second", "epochs", "seconds", "device"} <= set(content)
+
+
+def test_standard_normalisation_is_the_mean_and_deviation_of_every_channel() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (50, 6, 5, 3), dtype=np.uint8)
+    mean, std = normalization("standard", images)
+    np.testing.assert_allclose(mean, (images / 255).mean((0, 1, 2)))
+    np.testing.assert_allclose(std, (images / 255).std((0, 1, 2)))
+    assert normalization("unit", images) == ((0.0,) * 3, (1.0,) * 3)
+
+
+def test_a_constant_channel_is_not_divided_by_zero() -> None:
+    assert normalization("standard", np.full((2, 3, 3, 1), 51, np.uint8)) == ((0.2,), (1.0,))
