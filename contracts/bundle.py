@@ -194,9 +194,9 @@ def replace_directory(staged: Path, path: Path) -> None:
             staged.rename(path)
         except OSError:
             (aside / "bundle").rename(path)
+            aside.rmdir()
             raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
     _sync_directory(path.parent)
 
 

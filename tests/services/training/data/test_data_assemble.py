@@ -1,0 +1,134 @@
+"""From what a reader found to three splits: which are cut, and what becomes of images that stand in two."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contracts.errors import DataError
+from contracts.images import ImageSpec
+from contracts.recipe import Data
+from services.training.data.assemble import assemble
+from services.training.data.dataset import Source, Split
+
+
+def _config(**options: Any) -> Data:
+    return Data(dataset="digits", image=ImageSpec(height=4, width=4, channels=1), **options)
+
+
+def _split(count: int, *, seed: int) -> Split:
+    images = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 1), dtype=np.uint8)
+    return Split(images=images, labels=np.arange(count, dtype=np.int64) % 2)
+
+
+def _source(*, train: Split | None = None, validation: Split | None = None, test: Split | None = None) -> Source:
+    train = train or _split(100, seed=0)
+    return Source(name="noise", labels=("even", "odd"), train=train, validation=validation, test=test)
+
+
+def _contents(split: Split) -> set[bytes]:
+    return {image.tobytes() for image in split.images}
+
+
+def test_without_any_split_test_and_validation_are_cut_from_train() -> None:
+    found = assemble(_source(), _config(test=0.2, validation=0.25))
+    assert (len(found.train), len(found.validation), len(found.test)) == (60, 20, 20)
+    assert len(_contents(found.train) | _contents(found.validation) | _contents(found.test)) == 100
+
+
+def test_a_test_split_is_taken_as_it_is_and_validation_is_cut() -> None:
+    test = _split(30, seed=1)
+    found = assemble(_source(test=test), _config(validation=0.1))
+    assert (len(found.train), len(found.validation)) == (90, 10)
+    np.testing.assert_array_equal(found.test.images, test.images)
+
+
+def test_a_validation_split_alone_is_the_test_and_validation_is_cut_from_train() -> None:
+    given = _split(30, seed=1)
+    found = assemble(_source(validation=given), _config(validation=0.1))
+    assert (len(found.train), len(found.validation)) == (90, 10)
+    np.testing.assert_array_equal(found.test.images, given.images)
+
+
+def test_with_all_splits_nothing_is_cut() -> None:
+    found = assemble(_source(validation=_split(20, seed=1), test=_split(30, seed=2)), _config())
+    assert (len(found.train), len(found.validation), len(found.test)) == (100, 20, 30)
+
+
+def test_everything_stays_bytes_and_labels_stay_integers() -> None:
+    found = assemble(_source(), _config())
+    for split in (found.train, found.validation, found.test):
+        assert split.images.dtype == np.uint8
+        assert split.labels.dtype == np.int64
+        assert split.images.flags["C_CONTIGUOUS"]
+
+
+def test_another_seed_of_the_fit_cannot_change_the_test_but_the_split_seed_does() -> None:
+    prints = [assemble(_source(), _config(split_seed=seed)).test_fingerprint for seed in (0, 0, 1)]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_the_fingerprint_knows_how_the_images_are_split() -> None:
+    test = _split(30, seed=1)
+    small, large = (assemble(_source(test=test), _config(validation=share)) for share in (0.1, 0.3))
+    assert small.fingerprint != large.fingerprint
+    assert small.test_fingerprint == large.test_fingerprint
+
+
+def test_the_fingerprint_does_not_depend_on_the_order_of_the_images() -> None:
+    train = _split(100, seed=0)
+    shuffled = train.take(np.random.default_rng(3).permutation(100))
+    plain, other = (assemble(_source(train=split), _config()) for split in (train, shuffled))
+    assert plain.fingerprint == other.fingerprint
+    assert plain.test_fingerprint == other.test_fingerprint
+
+
+def _overlapping() -> Source:
+    train, test = _split(100, seed=0), _split(30, seed=1)
+    test.images[:4] = train.images[:4]
+    return _source(train=train, test=test)
+
+
+def test_identical_images_in_train_and_test_are_counted_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    found = assemble(_overlapping(), _config())
+    assert found.overlap == 4
+    assert len(found.train) + len(found.validation) == 100
+    assert "4 of 100 images to fit on are identical to a test image" in caplog.text
+
+
+def test_they_are_dropped_from_everything_that_is_fitted_on() -> None:
+    found = assemble(_overlapping(), _config(on_overlap="drop"))
+    assert found.overlap == 4
+    assert len(found.train) + len(found.validation) == 96
+    assert len(found.test) == 30
+    assert not (_contents(found.train) | _contents(found.validation)) & _contents(found.test)
+
+
+def test_they_are_dropped_from_a_given_validation_split_too() -> None:
+    validation, test = _split(20, seed=1), _split(30, seed=2)
+    test.images[:3] = validation.images[:3]
+    found = assemble(_source(validation=validation, test=test), _config(on_overlap="drop"))
+    assert (found.overlap, len(found.validation)) == (3, 17)
+
+
+def test_they_are_fatal_by_choice() -> None:
+    with pytest.raises(DataError, match=r"'noise': 4 of 100 images .* set data\.on_overlap to drop"):
+        assemble(_overlapping(), _config(on_overlap="fail"))
+
+
+def test_a_class_that_is_empty_without_them_is_named() -> None:
+    train = _split(10, seed=0)
+    with pytest.raises(DataError, match="class 'odd' is empty"):
+        assemble(_source(train=train, test=train.take(np.flatnonzero(train.labels == 1))), _config(on_overlap="drop"))
+
+
+def test_without_overlap_none_is_counted() -> None:
+    assert assemble(_source(), _config(on_overlap="fail")).overlap == 0
+
+
+def test_a_class_that_is_too_small_for_two_cuts_is_named_with_the_split_that_lacks_images() -> None:
+    train = _split(10, seed=0).take(np.array([0, 1, 2, 4, 3, 6]))  # two odd ones: one for the test, one is left
+    with pytest.raises(DataError, match="class 'odd' has 1 image to cut the validation split from"):
+        assemble(_source(train=train), _config())
