@@ -1,0 +1,1 @@
+"""MLflow's server: how it is started, and nothing else. Needs no MLflow to be imported."""
