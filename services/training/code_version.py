@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
-_PACKAGES: Final = ("contracts", "services/training", "pipelines")
+_PACKAGES: Final = ("contracts", "services/training")
 
 
 @cache  # what runs is what was loaded: a file that is edited later does not change it

@@ -1,0 +1,367 @@
+"""Moving the champion: judged, verified, recorded, and only then the alias.
+
+One promotion of a model runs at a time on a machine (a lock under STRIDE_HOME). Several machines that share a server
+are held apart by a second look at the champion right before the alias moves: who judged against one that has been
+replaced meanwhile stops and moves nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import quote
+
+import numpy as np
+
+from contracts import places
+from contracts.bundle import MODEL, Bundle
+from contracts.errors import DataError, GateRefused, RegistryError
+from contracts.recipe import Gate, Recipe, parse
+from contracts.registry import CHAMPION, PROMOTED_AT
+from pipelines import graph, history, parity, registry
+from pipelines.export import Say, silent
+from pipelines.gate import Facts, Verdict, decide
+from pipelines.registry import Version
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+    from services.training.data.dataset import Dataset
+
+LOCK_SECONDS: Final = 900.0
+"""How long a promotion waits for another one of the same model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Promotion:
+    """What became of a promotion or a rollback."""
+
+    action: Literal["promote", "rollback", "unchanged"]
+    model: str
+    version: str
+    """The champion now."""
+    former: str | None
+    """The champion before."""
+    run_id: str
+    digest: str
+    reasons: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Refused(GateRefused):
+    """The gate said no; carries the verdict and the champion that stays."""
+
+    def __init__(self, message: str, *, verdict: Verdict, champion: str | None) -> None:
+        super().__init__(message)
+        self.verdict = verdict
+        self.champion = champion
+
+
+def submit(
+    bundle: Bundle,
+    run_id: str,
+    *,
+    thresholds: Gate | None = None,
+    allow_new_labels: bool = False,
+    dataset: Dataset | None = None,
+    say: Say = silent,
+) -> Promotion:
+    """Judge the bundle of a run, register it and make it the champion of its model.
+
+    Args:
+        bundle: As `pipelines.export.export` gives it.
+        run_id: The run that holds it.
+        thresholds: The gate's; those of the run's recipe without them.
+        allow_new_labels: Let labels through that are not the champion's.
+        dataset: The run's data, where they are loaded already.
+        say: Gets a line for each stage.
+
+    Raises:
+        Refused: the gate said no. Nothing is registered and the champion stays; the refusal is in the history.
+        BundleError: the bundle is incomplete or changed.
+        RegistryError: the server is away, or another machine moved the champion meanwhile.
+    """
+    model = bundle.manifest.name
+    client = registry.connect()
+    with locked(model, say=say):
+        _settle(client, model, say)
+        champion = registry.champion(client, model)
+        if (same := _unchanged(client, champion, bundle)) is not None:
+            return same
+        recipe = load_recipe(run_id)
+        verdict = _judge(client, bundle, champion, recipe, thresholds, allow_new_labels, dataset, say)
+        _record_verdict(client, run_id, verdict)
+        if not verdict.accepted:
+            raise _refuse(client, model, champion, run_id, verdict)
+        say(f"registering run {run_id} as a version of {model}")
+        version = registry.register(bundle, run_id)
+        return _promote(client, version, champion, verdict, say)
+
+
+def promote(
+    model: str,
+    version: str,
+    *,
+    thresholds: Gate | None = None,
+    allow_new_labels: bool = False,
+    say: Say = silent,
+) -> Promotion:
+    """Judge a registered version and make it the champion; arguments and errors as in `submit`.
+
+    Raises:
+        RegistryError: also where there is no such version.
+    """
+    client = registry.connect()
+    with locked(model, say=say), tempfile.TemporaryDirectory() as directory:
+        _settle(client, model, say)
+        candidate = registry.get_version(client, model, version)
+        bundle = registry.read_back(client, candidate, Path(directory))
+        champion = registry.champion(client, model)
+        if (same := _unchanged(client, champion, bundle)) is not None:
+            return same
+        recipe = load_recipe(candidate.run_id)
+        verdict = _judge(client, bundle, champion, recipe, thresholds, allow_new_labels, None, say)
+        _record_verdict(client, candidate.run_id, verdict)
+        if not verdict.accepted:
+            raise _refuse(client, model, champion, candidate.run_id, verdict)
+        return _promote(client, candidate, champion, verdict, say)
+
+
+def rollback(model: str, *, to: str | None = None, say: Say = silent) -> Promotion:
+    """Make the former champion the champion again (or version `to`); a second rollback goes one further back.
+
+    The gate is not asked: a rollback leads back to what has been served. The version is verified all the same.
+
+    Raises:
+        RegistryError: the model has no champion or no former one, there is no such version, or the server is away.
+        BundleError: the former champion's bundle is incomplete or changed; the champion stays.
+    """
+    client = registry.connect()
+    with locked(model, say=say), tempfile.TemporaryDirectory() as directory:
+        _settle(client, model, say)
+        champion = registry.champion(client, model)
+        if champion is None:
+            raise RegistryError(f"model '{model}' has no champion, so there is nothing to roll back; ship it first.")
+        target = registry.get_version(client, model, to) if to else _former(client, champion)
+        if target.version == champion.version:
+            raise RegistryError(f"{champion.who} is the champion already; name another version to roll back to.")
+        say(f"verifying {target.who}")
+        registry.read_back(client, target, Path(directory))
+        reason = f"rolled back from version {champion.version} to version {target.version}"
+        _move(client, target, champion, "rollback", (reason,))
+        say(f"the champion of {model} is version {target.version} again")
+        return _result("rollback", target, champion, (reason,))
+
+
+@contextmanager
+def locked(model: str, *, say: Say = silent, timeout: float = LOCK_SECONDS) -> Iterator[None]:
+    """Hold the machine's lock for promotions of a model; it goes with the process, however that ends.
+
+    Raises:
+        RegistryError: another promotion has held it for `timeout` seconds.
+    """
+    path = places.home() / "locks" / f"promotion-{quote(model, safe='')}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + timeout
+    with path.open("w") as file:
+        waiting = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    detail = f"another promotion has held {path} for {timeout:.0f} s"
+                    raise RegistryError(f"model '{model}': {detail}; wait for it, or end it.") from error
+                if not waiting:
+                    say(f"waiting for another promotion of {model}")
+                    waiting = True
+                time.sleep(0.05)  # flock has no wait with a deadline
+        yield
+
+
+def load_recipe(run_id: str) -> Recipe:
+    """The recipe of a run (RegistryError where the run does not hold one)."""
+    from services.training.runs import RECIPE, read_artifacts
+
+    content = json.loads(read_artifacts(run_id, (RECIPE,))[RECIPE])
+    return parse(content, name=content["name"])
+
+
+def _judge(
+    client: MlflowClient,
+    bundle: Bundle,
+    champion: Version | None,
+    recipe: Recipe,
+    thresholds: Gate | None,
+    allow_new_labels: bool,
+    dataset: Dataset | None,
+    say: Say,
+) -> Verdict:
+    candidate = Facts.of(bundle.manifest, who=f"run {bundle.manifest.provenance.run_id}")
+    facts = None
+    if champion is not None and champion.digest is None:
+        say(f"{champion.who} is the champion but has no bundle, so no server serves it and nothing is compared with it")
+    elif champion is not None:
+        facts = Facts.of(registry.fetch_manifest(client, champion), who=champion.who)
+        if facts.labels == candidate.labels and facts.test_fingerprint != candidate.test_fingerprint:
+            say(f"measuring {champion.who} on the candidate's test images")
+            facts = _measure_again(client, champion, facts, candidate, recipe, dataset, say)
+    verdict = decide(candidate, facts, thresholds or recipe.gate, allow_new_labels=allow_new_labels)
+    for reason in verdict.reasons:
+        say(f"gate: {reason}")
+    return verdict
+
+
+def _measure_again(
+    client: MlflowClient,
+    champion: Version,
+    facts: Facts,
+    candidate: Facts,
+    recipe: Recipe,
+    dataset: Dataset | None,
+    say: Say,
+) -> Facts:
+    """The champion's facts with its accuracy on the candidate's test images, at the champion's own image size.
+
+    Where these cannot be had, the facts come back as they are and the gate refuses.
+    """
+    from services.training.data import load
+
+    with tempfile.TemporaryDirectory() as directory:
+        bundle = registry.fetch(client, champion.run_id, Path(directory), digest=champion.digest)
+        try:
+            own = dataset or load(recipe.data)
+            spec = bundle.manifest.input
+            # Splits depend on the seed and the labels alone: another size gives the same images in the same order.
+            sized = own if spec == recipe.data.image else load(recipe.data.model_copy(update={"image": spec}))
+        except DataError as error:
+            say(f"the candidate's test images cannot be read: {error.message}")
+            return facts
+        if own.test_fingerprint != candidate.test_fingerprint or not np.array_equal(sized.test.labels, own.test.labels):
+            say("the data set now holds other test images than the candidate was measured on")
+            return facts
+        session = graph.open_session(bundle.read(MODEL))
+        answers = graph.predict(session, sized.test.images, batch_size=64)
+    accuracy = parity.accuracy(answers, sized.test.labels)
+    return replace(facts, accuracy=accuracy, test_fingerprint=candidate.test_fingerprint)
+
+
+def _unchanged(client: MlflowClient, champion: Version | None, bundle: Bundle) -> Promotion | None:
+    """The answer where the bundle is the champion's already and is still whole."""
+    if champion is None or champion.digest != bundle.digest:
+        return None
+    with tempfile.TemporaryDirectory() as directory:
+        registry.read_back(client, champion, Path(directory))
+    reason = f"run {champion.run_id} is the champion already, as version {champion.version}"
+    return _result("unchanged", champion, champion, (reason,))
+
+
+def _promote(client: MlflowClient, version: Version, champion: Version | None, verdict: Verdict, say: Say) -> Promotion:
+    with tempfile.TemporaryDirectory() as directory:
+        say(f"verifying {version.who} as a server would load it")
+        registry.read_back(client, version, Path(directory))
+    _move(client, version, champion, "promote", verdict.reasons)
+    say(f"the champion of {version.model} is version {version.version}")
+    return _result("promote", version, champion, verdict.reasons)
+
+
+def _move(
+    client: MlflowClient,
+    version: Version,
+    champion: Version | None,
+    action: Literal["promote", "rollback"],
+    reasons: Sequence[str],
+) -> None:
+    """Record, move the alias, close the record; `champion` is the one that the decision was made against."""
+    found = registry.champion(client, version.model)
+    if (found and found.version) != (champion and champion.version):
+        now, then = (f"version {item.version}" if item else "none" for item in (found, champion))
+        raise RegistryError(f"model '{version.model}': its champion moved from {then} to {now} meanwhile; try again.")
+    entry = history.begin(
+        client,
+        model=version.model,
+        action=action,
+        from_version=champion.version if champion else None,
+        to_version=version.version,
+        run_id=version.run_id,
+        reasons=reasons,
+    )
+    with registry.registry_errors(f"to make {version.who} the champion"):
+        client.set_registered_model_alias(version.model, CHAMPION, version.version)
+    _stamp(client, version.model)
+    history.finish(client, entry)
+
+
+def _stamp(client: MlflowClient, model: str) -> None:
+    with registry.registry_errors(f"to tag model {model}"):
+        client.set_registered_model_tag(model, PROMOTED_AT, str(int(time.time() * 1000)))
+
+
+def _settle(client: MlflowClient, model: str, say: Say) -> None:
+    """Close the entries of a promotion that died; the lock is held, so none of them is under way here."""
+    for entry in history.settle(client, model):
+        say(f"an earlier {entry.action} to version {entry.to_version} was interrupted: {entry.note}")
+        if entry.state == "done" and entry.action != "refuse":
+            _stamp(client, model)
+
+
+def _refuse(client: MlflowClient, model: str, champion: Version | None, run_id: str, verdict: Verdict) -> Refused:
+    entry = history.begin(
+        client,
+        model=model,
+        action="refuse",
+        from_version=champion.version if champion else None,
+        to_version=None,
+        run_id=run_id,
+        reasons=verdict.reasons,
+    )
+    history.finish(client, entry)
+    failed = "; ".join(f"{check.name}: {check.reason}" for check in verdict.failed)
+    stays = f"version {champion.version} stays the champion" if champion else f"'{model}' stays without a champion"
+    message = f"run {run_id} was refused ({failed}); {stays}."
+    return Refused(message, verdict=verdict, champion=champion.version if champion else None)
+
+
+def _former(client: MlflowClient, champion: Version) -> Version:
+    for number in history.former_champions(history.read(client, champion.model), champion.version):
+        # Versions can be deleted in MLflow's UI; the next older one still stands.
+        if (found := registry.find_version(client, champion.model, number)) is not None:
+            return found
+    raise RegistryError(f"{champion.who} has no former champion in the history; name a version to roll back to.")
+
+
+def _record_verdict(client: MlflowClient, run_id: str, verdict: Verdict) -> None:
+    """Write the verdict where the run is looked at: tags, a metric, and an artifact for people and for programs."""
+    with registry.registry_errors(f"to log the verdict on run {run_id}"):
+        client.set_tag(run_id, "stride.verdict", "accepted" if verdict.accepted else "refused")
+        client.set_tag(run_id, "stride.verdict_reasons", "; ".join(verdict.reasons)[:5000])
+        client.log_metric(run_id, "gate/accepted", float(verdict.accepted))
+        client.log_text(run_id, json.dumps(verdict.to_json(), indent=2), "verdict/verdict.json")
+        client.log_text(run_id, verdict.to_markdown(), "verdict/verdict.md")
+
+
+def _result(
+    action: Literal["promote", "rollback", "unchanged"],
+    version: Version,
+    champion: Version | None,
+    reasons: tuple[str, ...],
+) -> Promotion:
+    return Promotion(
+        action=action,
+        model=version.model,
+        version=version.version,
+        former=champion.version if champion else None,
+        run_id=version.run_id,
+        digest=version.digest or "",
+        reasons=reasons,
+    )
