@@ -58,13 +58,9 @@ def demo() -> None:
 
 
 def _ship() -> ShipResult:
-    import torch
 
     from pipelines.ship import ship
 
-    # Layers this small gain little from threads and wait for each other at every one of them: with two threads the
-    # first fit took 1 s on an idle machine and 200 s beside another busy program, with one 2 s and 7 s.
-    torch.set_num_threads(1)
     with working():
         result = ship([recipe_files.load(name) for name in RECIPES], say=say)
     if result.verdict == "refused":

@@ -55,7 +55,7 @@ def ship(
     progress: bool | None = None,
     say: Say = silent,
 ) -> ShipResult:
-    """Train recipes of one model, and promote the run with the best validation accuracy if the gate lets it through.
+    """Train recipes of one model; promote the run with the best validation accuracy (then loss) if the gate lets it.
 
     Args:
         recipes: One, or several that share `model_name`.
@@ -82,7 +82,7 @@ def ship(
             result = train(recipe, force=force, progress=progress)
         say(_trained(result))
         results.append(result)
-    best = max(range(len(results)), key=lambda index: results[index].validation_accuracy)  # the first of equals
+    best = min(range(len(results)), key=lambda index: _rank(results[index]))
     run = results[best]
     compared = _compared(results, run)
     if len(results) > 1:
@@ -132,6 +132,11 @@ def _one_model(recipes: Sequence[Recipe]) -> str:
     return models[0]
 
 
+def _rank(result: TrainResult) -> tuple[float, float]:
+    """Smaller is better: validation accuracy, and among equals (few images make many) the validation loss."""
+    return -result.validation_accuracy, result.validation_loss
+
+
 def _trained(result: TrainResult) -> str:
     how = "reused" if result.reused else f"{result.epochs} epochs in {result.seconds:.1f} s on {result.device}"
     return (
@@ -141,6 +146,6 @@ def _trained(result: TrainResult) -> str:
 
 
 def _compared(results: Sequence[TrainResult], best: TrainResult) -> str:
-    ranking = sorted(results, key=lambda result: -result.validation_accuracy)
+    ranking = sorted(results, key=_rank)
     figures = ", ".join(f"{result.recipe} {result.validation_accuracy:.4f}" for result in ranking)
     return f"{best.recipe} is the best of {len(results)} by validation accuracy: {figures}"

@@ -6,11 +6,12 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 
@@ -19,6 +20,7 @@ from contracts.errors import DeviceError, RecipeError
 Precision = Literal["fp32", "bf16", "fp16"]
 _GAIN: Final = 1.1
 """How much faster than fp32 a lower precision must be measured to be taken."""
+_MEASURED: Final = ("precision", "channels_last", "precision_reason", "threads")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +34,8 @@ class Plan:
     precision: Precision
     channels_last: bool
     precision_reason: str
+    threads: int
+    """Threads that torch computes with on the CPU."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -45,6 +49,16 @@ class Plan:
         """The context that a forward pass runs in."""
         # Weights change every step, so a cache of their casts would only be filled and dropped again.
         return torch.autocast(self.device, dtype=self.dtype, enabled=self.precision != "fp32")
+
+    @contextmanager
+    def using_threads(self) -> Iterator[None]:
+        """Compute with the plan's threads; torch has one number for the whole process, so it is put back."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def facts(self) -> dict[str, str]:
         """The plan as strings, for tags and the model card."""
@@ -80,10 +94,12 @@ def choose_plan(
     cache: Path,
     seconds: float = 0.3,
 ) -> Plan:
-    """Choose device, precision and memory format for a fit.
+    """Choose device, threads, precision and memory format for a fit.
 
-    `auto` times the candidates on the run's own shapes and takes the fastest; a lower precision must gain 10%. The
-    answer is kept in `cache` under `key`, so that the same fit on the same machine is computed the same way again.
+    On the CPU one thread is timed against all of them, on the run's own shapes: small networks lose with more, above
+    all where something else runs beside them. Then, for `auto`, the precisions are timed and the fastest is taken; a
+    lower one must gain 10%. The answer is kept in `cache` under `key`, so that the same fit on the same machine is
+    computed the same way again.
 
     Args:
         precision: As the recipe says.
@@ -99,53 +115,70 @@ def choose_plan(
     device, name, reason = choose_device()
     if precision == "fp16" and device == "cpu":
         raise RecipeError("fit.precision is 'fp16', which needs a CUDA device; set it to auto, bf16 or fp32.")
-
-    def plan(precision: Precision, channels_last: bool, why: str) -> Plan:
-        return Plan(
-            device=device,
-            device_name=name,
-            device_reason=reason,
-            precision=precision,
-            channels_last=channels_last,
-            precision_reason=why,
-        )
-
-    if precision != "auto":
-        return plan(precision, True, "the recipe says so")
-    machine = f"{name}|{torch.__version__}|{torch.get_num_threads()}|{key}"
-    kept = cache / "precision" / f"{sha256(machine.encode()).hexdigest()[:32]}.json"
-    candidates: list[tuple[Precision, bool]] = [("fp32", False), ("fp32", True), ("bf16", True)]
+    given = Plan(
+        device=device,
+        device_name=name,
+        device_reason=reason,
+        precision="fp32" if precision == "auto" else precision,
+        channels_last=True,
+        precision_reason="the recipe says so",
+        threads=torch.get_num_threads(),
+    )
+    if precision != "auto" and (device == "cuda" or given.threads == 1):
+        return given
+    machine = f"{name}|{torch.__version__}|{given.threads}|{precision}|{key}"
+    kept = cache / "plans" / f"{sha256(machine.encode()).hexdigest()[:32]}.json"
     if (answer := _remembered(kept)) is not None:
-        return plan(*answer)
-    rates = {c: _steps_per_second(trial(plan(*c, "candidate")), device, seconds) for c in candidates}
-    best = _fastest(rates)
-    table = ", ".join(f"{_label(c)} {rate:.1f}" for c, rate in rates.items())
-    chosen = plan(*best, f"measured steps/s: {table}; fastest taken, fp32 unless another gains 10%")
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    staged = kept.with_suffix(f".{os.getpid()}")
-    fields = {"precision": best[0], "channels_last": best[1], "reason": chosen.precision_reason}
-    staged.write_text(json.dumps(fields))
-    staged.replace(kept)
-    return chosen
+        return replace(given, **answer)
+    plan = _measure(given, precision, trial, seconds)
+    _remember(kept, plan)
+    return plan
 
 
-def _remembered(kept: Path) -> tuple[Precision, bool, str] | None:
+def _measure(given: Plan, precision: str, trial: Callable[[Plan], Callable[[], None]], seconds: float) -> Plan:
+    def rate(plan: Plan) -> float:
+        with plan.using_threads():
+            return _steps_per_second(trial(plan), plan.device, seconds)
+
+    rates = {given: rate(given)}
+    if given.device == "cpu" and given.threads > 1:
+        alone = replace(given, threads=1)
+        rates[alone] = rate(alone)
+    base = max(rates, key=lambda plan: rates[plan])
+    if precision == "auto":
+        for candidate in (replace(base, channels_last=False), replace(base, precision="bf16")):
+            rates[candidate] = rate(candidate)
+    best_full = max((plan for plan in rates if plan.precision == given.precision), key=lambda plan: rates[plan])
+    best = max(rates, key=lambda plan: rates[plan])
+    chosen = best if rates[best] > _GAIN * rates[best_full] else best_full
+    table = ", ".join(f"{_label(plan)} {rate:.1f}" for plan, rate in rates.items())
+    why = f"measured steps/s: {table}; " + (
+        "the fastest is taken, fp32 unless another gains 10%"
+        if precision == "auto"
+        else "the recipe says the precision"
+    )
+    return replace(chosen, precision_reason=why)
+
+
+def _remembered(kept: Path) -> dict[str, Any] | None:
     try:
         answer = json.loads(kept.read_text())
-        return answer["precision"], answer["channels_last"], answer["reason"]
+        return {key: answer[key] for key in _MEASURED}
     except (OSError, ValueError, KeyError):  # not measured yet, or half written: it is measured again
         return None
 
 
-def _fastest(rates: dict[tuple[Precision, bool], float]) -> tuple[Precision, bool]:
-    full = {c: rate for c, rate in rates.items() if c[0] == "fp32"}
-    best_full = max(full, key=lambda c: full[c])
-    best = max(rates, key=lambda c: rates[c])
-    return best if rates[best] > _GAIN * rates[best_full] else best_full
+def _remember(kept: Path, plan: Plan) -> None:
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    staged = kept.with_suffix(f".{os.getpid()}")
+    staged.write_text(json.dumps({key: getattr(plan, key) for key in _MEASURED}))
+    staged.replace(kept)
 
 
-def _label(candidate: tuple[Precision, bool]) -> str:
-    return candidate[0] + (" channels_last" if candidate[1] else "")
+def _label(plan: Plan) -> str:
+    layout = " channels_last" if plan.channels_last else ""
+    threads = f" {plan.threads} threads" if plan.device == "cpu" and plan.threads > 1 else ""
+    return plan.precision + layout + (threads or (" 1 thread" if plan.device == "cpu" else ""))
 
 
 def _steps_per_second(step: Callable[[], None], device: str, seconds: float) -> float:

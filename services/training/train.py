@@ -43,6 +43,7 @@ class TrainResult:
     test_accuracy: float
     test_loss: float
     validation_accuracy: float
+    validation_loss: float
     best_epoch: int
     epochs: int
     images_per_second: float
@@ -89,7 +90,8 @@ def train(recipe: Recipe, *, force: bool = False, progress: bool | None = None) 
             cache=places.home() / "cache",
         )
         torch.manual_seed(recipe.fit.seed)  # the same dropout whether the plan was measured just now or remembered
-        return _fit_and_log(recipe, dataset, graph, plan, progress)
+        with plan.using_threads():
+            return _fit_and_log(recipe, dataset, graph, plan, progress)
 
 
 def make_graph(recipe: Recipe, dataset: Dataset) -> ServedGraph:
@@ -164,6 +166,7 @@ def _fit_and_log(
             test_accuracy=report["test/accuracy"],
             test_loss=report["test/loss"],
             validation_accuracy=result.best["validation/accuracy"],
+            validation_loss=result.best["validation/loss"],
             best_epoch=result.best_epoch,
             epochs=len(result.history),
             images_per_second=round(result.images_per_second, 1),

@@ -6,8 +6,8 @@ import difflib
 from typing import Any
 from urllib.error import URLError
 
-import torchvision
 from torch import nn
+from torchvision import models
 
 from contracts.errors import DataError, RecipeError
 from contracts.images import ImageSpec
@@ -25,7 +25,7 @@ def build(model: Backbone, *, image: ImageSpec, classes: int) -> nn.Module:
         RecipeError: the name is not one of torchvision's classification networks.
         DataError: the ImageNet weights are not cached and cannot be downloaded.
     """
-    known = torchvision.models.list_models(module=torchvision.models)
+    known = models.list_models(module=models)  # type: ignore[attr-defined]
     if model.name not in known:
         near = difflib.get_close_matches(model.name, known, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "see torchvision.models.list_models()."
@@ -47,7 +47,9 @@ def _backbone(model: Backbone) -> nn.Module:
         options = {"aux_logits": False, "init_weights": False}
     try:
         weights = "DEFAULT" if model.weights == "imagenet" else None
-        network: nn.Module = torchvision.models.get_model(model.name, weights=weights, **options)
+        network: nn.Module = models.get_model(  # type: ignore[attr-defined]
+            model.name, weights=weights, **options
+        )
     except URLError as error:
         raise DataError(
             f"model.weights 'imagenet' of {model.name}: not in torch's cache, and not to be downloaded "

@@ -24,7 +24,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 def build(model: Convnet, *, image: ImageSpec, classes: int) -> nn.Sequential:
     """Build a convnet; see `services.training.networks.build`. Its layers are named `block1.conv1` … `head.dense1`."""
-    channels, height, width = image.channels, image.height, image.width
+    channels: int = image.channels
+    height, width = image.height, image.width
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     for number, block in enumerate(model.blocks, start=1):
         parts[f"block{number}"] = _block(block, channels, model)

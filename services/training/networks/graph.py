@@ -42,8 +42,8 @@ class ServedGraph(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (batch, height, width, channels) -> probabilities float32 (batch, classes); the rows sum to one."""
-        logits = self.network(self.normalize(images)).float()
+        logits: Tensor = self.network(self.normalize(images)).float()
         if self.output == "softmax":
             return logits.softmax(dim=1)
-        second = logits.sigmoid()
+        second: Tensor = logits.sigmoid()
         return torch.cat((1 - second, second), dim=1)

@@ -77,7 +77,9 @@ def test_a_rotation_agrees_with_scipy(height: int, width: int) -> None:
     for before, after in zip(images.numpy(), ours, strict=True):
         for channel in range(2):
             plane = before[..., channel].astype(float)
-            theirs = ndimage.affine_transform(plane, matrix, offset=middle - matrix @ middle, order=1, mode="nearest")
+            theirs = ndimage.affine_transform(  # type: ignore[attr-defined]
+                plane, matrix, offset=middle - matrix @ middle, order=1, mode="nearest"
+            )
             np.testing.assert_allclose(after[..., channel], theirs, atol=0.02)
 
 

@@ -29,7 +29,7 @@ def never(_: Plan) -> Callable[[], None]:
 def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STRIDE_DEVICE", "cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # also on a machine that has a GPU
-    with pytest.raises(DeviceError, match="STRIDE_DEVICE is 'cuda', but .*set it to cpu"):
+    with pytest.raises(DeviceError, match=r"STRIDE_DEVICE is 'cuda', but .*set it to cpu"):
         choose_device()
 
 
@@ -76,10 +76,30 @@ def test_the_answer_is_remembered_for_the_same_key_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("on_cpu")
+def test_one_thread_is_taken_where_it_is_faster_and_the_process_keeps_its_own(tmp_path: Path) -> None:
+    def trial(_: Plan) -> Callable[[], None]:
+        return lambda: time.sleep(0.001 * torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        plan = choose_plan("fp32", trial=trial, key="k", cache=tmp_path, seconds=0.01)
+        assert plan.threads == 1
+        assert "fp32 channels_last 2 threads" in plan.precision_reason
+        assert torch.get_num_threads() == 2
+        with plan.using_threads():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        assert choose_plan("fp32", trial=never, key="k", cache=tmp_path) == plan
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("on_cpu")
 def test_a_broken_memory_is_measured_again(tmp_path: Path) -> None:
     trial = trial_of({"fp32": 3, "fp32+cl": 2, "bf16+cl": 1})
     choose_plan("auto", trial=trial, key="k", cache=tmp_path, seconds=0.01)
-    (kept,) = (tmp_path / "precision").iterdir()
+    (kept,) = (tmp_path / "plans").iterdir()
     kept.write_text("{")
     assert choose_plan("auto", trial=trial, key="k", cache=tmp_path, seconds=0.01).precision == "bf16"
     assert json.loads(kept.read_text())["precision"] == "bf16"
@@ -92,7 +112,7 @@ def test_a_precision_that_is_asked_for_is_not_measured(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("on_cpu")
 def test_fp16_is_refused_on_the_cpu(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="fit.precision is 'fp16', which needs a CUDA device"):
+    with pytest.raises(RecipeError, match=r"fit\.precision is 'fp16', which needs a CUDA device"):
         choose_plan("fp16", trial=never, key="k", cache=tmp_path)
 
 
@@ -103,7 +123,7 @@ def test_auto_measures_on_cuda(tmp_path: Path) -> None:
     def prepare(plan: Plan) -> Callable[[], None]:
         def step() -> None:
             with plan.autocast():
-                weight @ weight  # noqa: B018 - only its time matters
+                weight @ weight
 
         return step
 

@@ -67,6 +67,7 @@ def plan(precision: str = "fp32") -> Plan:
         precision=precision,  # type: ignore[arg-type]
         channels_last=True,
         precision_reason="test",
+        threads=torch.get_num_threads(),
     )
 
 

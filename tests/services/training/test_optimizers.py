@@ -34,7 +34,7 @@ def test_keras_rmsprop_takes_far_shorter_steps_than_torch_where_gradients_are_sm
         optimizer = make_optimizer(Optimizer(name="rmsprop", epsilon=1e-7, epsilon_inside_sqrt=inside), [parameter])
         parameter.grad = torch.tensor([1e-6])
         optimizer.step()
-        steps[inside] = abs(float(parameter))
+        steps[inside] = abs(parameter.item())
     assert steps[True] < 0.01 * steps[False]
 
 
@@ -50,7 +50,7 @@ def test_keras_rmsprop_has_momentum_and_weight_decay() -> None:
         expected -= velocity
         parameter.grad = torch.tensor([1.0])
         optimizer.step()
-    assert float(parameter) == pytest.approx(expected, rel=1e-5)
+    assert parameter.item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
@@ -61,7 +61,7 @@ def test_every_optimizer_goes_downhill(name: str) -> None:
         optimizer.zero_grad()
         (parameter**2).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    assert abs(float(parameter)) < 0.5
+    assert abs(parameter.item()) < 0.5
 
 
 def test_parameters_that_do_not_train_are_left_out() -> None:

@@ -122,14 +122,13 @@ def test_a_fit_that_fails_is_kept_as_failed_with_the_reason() -> None:
         train(recipe, progress=False)
     client = MlflowClient(places.tracking_uri())
     experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
     (newest,) = client.search_runs([experiment.experiment_id], max_results=1, order_by=["attributes.start_time DESC"])
     assert newest.info.status == "FAILED"
     assert "the loss is not finite" in newest.data.tags["error"]
 
 
-def test_nothing_is_logged_where_device_or_data_are_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_logged_where_device_or_data_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STRIDE_HOME", str(tmp_path / "home"))
     folder = {
         "dataset": "folder",
