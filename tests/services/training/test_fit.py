@@ -196,25 +196,27 @@ def test_a_log_that_is_no_terminal_gets_one_plain_line_an_epoch() -> None:
 
 
 def test_the_loop_costs_little_beside_the_bare_step() -> None:
-    """The bar is 97% on an idle machine (benchmarks/loop.py); this floor holds on a noisy one."""
+    """The bar is 97% (benchmarks/loop.py); this floor counts set-up and validation of a far shorter fit as well."""
     config = recipe(fit={"epochs": 1, "batch_size": 128, "precision": "fp32", "restore_best": False})
     wide = Convnet(blocks=(Block(filters=32, padding="same", pool="none"), Block(filters=32)), head=Head(units=(32,)))
     config = config.model_copy(update={"model": wide})
     train = stripes(128 * 20, 1)
 
     def loop() -> float:
-        return run(config, train=train)[1].images_per_second
+        started = time.process_time()
+        run(config, train=train)
+        return 128 * 20 / (time.process_time() - started)
 
     def bare() -> float:
         graph = graph_of(config).to(memory_format=torch.channels_last).train()
         optimizer = make_optimizer(config.optimizer, graph.network.parameters())
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         images, labels = torch.from_numpy(train.images[:128]), torch.from_numpy(train.labels[:128])
-        started = time.perf_counter()
+        started = time.process_time()
         for _ in range(20):
             training_step(graph, images, labels, config, plan(), optimizer, scaler)
-        return 128 * 20 / (time.perf_counter() - started)
+        return 128 * 20 / (time.process_time() - started)
 
     loop(), bare()
     ratios = [loop() / bare() for _ in range(7)]
-    assert statistics.median(ratios) > 0.85, ratios
+    assert statistics.median(ratios) > 0.9, ratios
