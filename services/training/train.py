@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,8 +27,6 @@ from services.training.optimizers import make_optimizer
 from services.training.progress import Progress
 from services.training.report import log_report
 from services.training.tracking import find_finished, open_run
-
-_log = logging.getLogger("stride")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,8 +72,6 @@ def train(recipe: Recipe, *, force: bool = False, progress: bool | None = None) 
     """
     choose_device()  # a device that is asked for and not there is told before the data are read
     dataset = load(recipe.data)
-    for skipped in dataset.skipped:
-        _log.warning("%s: left out, %s", skipped.path, skipped.reason)
     if not force and (reused := _finished(recipe, dataset)) is not None:
         return reused
     # Weights, dropout and order come from the recipe's seed, and the caller's generators stay as they were.
