@@ -1,6 +1,6 @@
 # Stride's tasks; `make` alone lists them. Everything runs in .venv, which every target brings up to date first.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo stop test lint format lock clean
+.PHONY: help setup demo stop test lint format bench lock clean
 
 BIN := .venv/bin
 
@@ -27,6 +27,11 @@ lint: setup ## ruff and mypy
 format: setup ## let ruff format and repair what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+bench: setup ## measure the fit loop against the bare step, and one warm prediction; fails below the bars
+	@$(BIN)/python -m benchmarks.loop --recipe mnist --precision fp32
+	@$(BIN)/python -m pipelines.demo >/dev/null
+	@$(BIN)/python -m benchmarks.predict
 
 lock: setup ## resolve the requirements files again (UV_OPTIONS=--upgrade for newer versions)
 	@infra/lock.sh $(UV_OPTIONS)

@@ -1,0 +1,1 @@
+"""Measurements that name their conditions and can fail."""
