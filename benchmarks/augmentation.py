@@ -1,0 +1,114 @@
+"""What augmentation costs beside an epoch of the deer-horse net, in one run.
+
+    python -m benchmarks.augmentation [--recipe deer-horse-augmented] [--images 3200] [--repeats 9] [--precision bf16]
+
+Fits one epoch with the recipe's augmentation and one without, in turn, and prints the median of what the first costs
+more, as a share of the second; exits 1 above 0.15. About 40 s on two cores. On the CPU one thread computes and its CPU
+seconds are counted, since wall time on a shared machine varies by more than the bar. Without --precision both fp32 and
+bf16 are measured: the faster the net, the larger the share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+
+import torch
+
+from benchmarks.loop import clock, loop, synthetic
+from contracts.recipe import Augmentation, Recipe
+from pipelines import recipe_files
+from services.training.augment import augment
+from services.training.device import Plan
+
+CEILING = 0.15
+
+ALONE: tuple[dict[str, object], ...] = (
+    {"flip_horizontal": True},
+    {"crop_padding": 4, "fill": "zeros"},
+    {"crop_padding": 4, "fill": "reflect"},
+    {"rotation": 40, "shift": 0.2, "shear": 0.2, "zoom": 0.2},
+    {"cutout": 8},
+    {"brightness": 0.2},
+    {"contrast": 0.2},
+    {"saturation": 0.2},
+    {"hue": 0.1},
+)
+
+
+def one_epoch(recipe: Recipe, augmentation: Augmentation) -> Recipe:
+    fit = recipe.fit.model_copy(update={"epochs": 1, "restore_best": False})
+    return recipe.model_copy(update={"fit": fit, "augmentation": augmentation})
+
+
+def planned(precision: str) -> Plan:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Plan(
+        device=device,
+        device_name=device,
+        device_reason="benchmark",
+        precision=precision,  # type: ignore[arg-type]
+        channels_last=True,
+        precision_reason="benchmark",
+        threads=1,
+    )
+
+
+def share(recipe: Recipe, *, precision: str, images: int, repeats: int) -> float:
+    """Median of (augmented - plain) / plain, of the time of an epoch; printed with its spread."""
+    plan = planned(precision)
+    split = synthetic(recipe, images, classes=2)
+    variants = (one_epoch(recipe, recipe.augmentation), one_epoch(recipe, Augmentation()))
+
+    def times() -> tuple[float, float]:
+        augmented, plain = (images / loop(variant, split, plan, 2) for variant in variants)
+        return augmented, plain
+
+    times()
+    pairs = [times() for _ in range(repeats)]
+    shares = [augmented / plain - 1 for augmented, plain in pairs]
+    augmented, plain = (statistics.median(side) / images * 1e6 for side in zip(*pairs, strict=True))
+    print(
+        f"{recipe.name} {precision} on {plan.device}: {augmented:.0f} us an image with augmentation, {plain:.0f} without,"
+        f" cost {statistics.median(shares):.3f} of an epoch (min {min(shares):.3f}, max {max(shares):.3f}, n={repeats})"
+    )
+    return statistics.median(shares)
+
+
+def alone(recipe: Recipe, repeats: int) -> None:
+    """What each way of augmenting costs by itself, over 256 images; for reading, nothing is asserted."""
+    plan = planned("fp32")
+    images = torch.from_numpy(synthetic(recipe, 256, classes=2).images).to(plan.device)
+    generator = torch.Generator(device=plan.device).manual_seed(0)
+    for changes in ALONE:
+        config = Augmentation.model_validate(changes)
+
+        def run(config: Augmentation = config) -> float:
+            started = clock(plan)
+            for _ in range(5):
+                augment(images, config, generator)
+            return (clock(plan) - started) / (5 * len(images)) * 1e6
+
+        run()
+        print(f"  {changes}: {statistics.median(run() for _ in range(repeats)):.1f} us an image")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="deer-horse-augmented")
+    parser.add_argument("--images", type=int, default=3200)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], action="append")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    recipe = recipe_files.load(options.recipe)
+    shares = [
+        share(recipe, precision=precision, images=options.images, repeats=options.repeats)
+        for precision in options.precision or ["fp32", "bf16"]
+    ]
+    alone(recipe, options.repeats)
+    return 0 if max(shares) <= CEILING else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
