@@ -75,7 +75,13 @@ def _inference(port: int, tracking_uri: str) -> Server:
         port=port,
         health="/livez",  # /readyz would wait for a first model, which may be trained later
         sources=("contracts", "services/inference"),
-        environment={"MLFLOW_TRACKING_URI": tracking_uri, "BENTOML_DO_NOT_TRACK": "True", "PYTHONUNBUFFERED": "1"},
+        environment={
+            "MLFLOW_TRACKING_URI": tracking_uri,
+            # Its metrics files are in there, and emptied at every start: a second home's service must not do that.
+            "BENTOML_HOME": str(places.home() / "bentoml"),
+            "BENTOML_DO_NOT_TRACK": "True",
+            "PYTHONUNBUFFERED": "1",
+        },
     )
 
 

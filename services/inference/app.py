@@ -17,7 +17,6 @@ from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote
 
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Match
@@ -39,6 +38,8 @@ _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _LAME_DUCK_S: Final = 0.3
 """After SIGTERM, how long requests are still taken, each connection being closed with its answer: a request that is
 already on its way to a connection that is being closed would be lost."""
+_RESTORE_S: Final = 30.0
+"""How long a start waits for the stored models; from then on it says by itself that it is not ready."""
 _PAGE_POLICY: Final = (
     b"default-src 'none'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "
     b"img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -82,6 +83,10 @@ class Application(Starlette):
         return None
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await receive()  # the handshake; without an answer the client would wait for ever
+            await send({"type": "websocket.close", "code": 1008, "reason": ""})
+            return None
         if scope["type"] != "http":
             return await super().__call__(scope, receive, send)
         if not self._first_in_line:
@@ -90,7 +95,7 @@ class Application(Starlette):
         if path == "/v1/predict":
             return await self._predict(scope, receive, send, None)
         if path.startswith("/v1/models/") and path.endswith("/predict") and path.count("/") == 4:
-            return await self._predict(scope, receive, send, unquote(path[11:-8]))
+            return await self._predict(scope, receive, send, path[11:-8])
         return await self._show(scope, send, path)
 
     def _go_first(self, host: Any) -> None:
@@ -123,10 +128,8 @@ class Application(Starlette):
             await self._refuse(scope, send, "predict", error, request_id)
         except ClientGone:
             self.metrics.errors.labels("client_gone").inc()
-        except Exception as error:  # noqa: BLE001 - our own fault, whatever it is: logged whole, told in one sentence
-            logs.failure("request_failed", error, request_id=request_id.decode())
-            failed = InferenceFailed("the server failed on this request; its log says why.")
-            await self._refuse(scope, send, "predict", failed, request_id)
+        except Exception as error:  # noqa: BLE001 - our own fault, whatever it is
+            await self._refuse(scope, send, "predict", _failed(error, request_id), request_id)
         else:
             self.metrics.requests.labels("predict", "2xx").inc()
             headers = [
@@ -151,6 +154,8 @@ class Application(Starlette):
             body, media_type, headers = await show()
         except StrideError as error:
             return await self._refuse(scope, send, route, error, request_id)
+        except Exception as error:  # noqa: BLE001 - as above
+            return await self._refuse(scope, send, route, _failed(error, request_id), request_id)
         self.metrics.requests.labels(route, "2xx").inc()
         headers = [(b"content-type", media_type), *headers]
         return await self._send(send, 200, body, headers, request_id, head=scope["method"] == "HEAD")
@@ -159,8 +164,10 @@ class Application(Starlette):
         status, body, headers = problem(error)
         self.metrics.errors.labels(error.code).inc()
         self.metrics.requests.labels(route, f"{status // 100}xx").inc()
-        # What has not been read of the body must not be taken for the next request, nor be waited for.
-        if status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
+        # What has not been read of the body must not be taken for the next request, nor be waited for. Elsewhere the
+        # server reads past it, but a client that was refused before its "100 Continue" need not send it at all.
+        unread = status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        if unread or any(key == b"expect" for key, _ in scope["headers"]):
             headers.append((b"connection", b"close"))
         await self._send(send, status, body, headers, request_id, head=scope["method"] == "HEAD")
 
@@ -192,6 +199,9 @@ async def _lifespan(app: Application) -> AsyncIterator[None]:
     watcher.start()
     _drain_at_sigterm(app, read)
     logs.info("started", pid=os.getpid(), threads=threads, registry=read.tracking_uri, home=str(read.home))
+    # The workers share one socket: one that takes connections before it has a model answers 503 beside a ready one.
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(watcher.restored.wait(), _RESTORE_S)
     try:
         yield
     finally:
@@ -227,6 +237,12 @@ async def _file(name: str, media_type: bytes) -> Answer:
 async def _metrics() -> Answer:
     body, media_type = await asyncio.to_thread(metrics.expose)
     return body, media_type.encode(), []
+
+
+def _failed(error: Exception, request_id: bytes) -> InferenceFailed:
+    """What is told of an error that is our own fault; the log has it whole."""
+    logs.failure("request_failed", error, request_id=request_id.decode())
+    return InferenceFailed("the server failed on this request; its log says why.")
 
 
 def _request_id(scope: Scope) -> bytes:

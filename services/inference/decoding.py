@@ -20,15 +20,20 @@ _INLINE_PIXELS: Final = 128 * 128
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 
 
-async def decode(files: list[bytes], spec: ImageSpec, *, max_pixels: int, pool: Executor) -> NDArray[np.uint8]:
+async def decode(
+    files: list[bytes], spec: ImageSpec, *, max_pixels: int, pool: Executor, within_s: float
+) -> NDArray[np.uint8]:
     """Decode all images of a request: uint8, (n, height, width, channels).
 
     Raises:
         ImageError, NotAnImage, TooLarge: of the first image that fails; among several its number is in the message.
+        TimeoutError: not done within `within_s` seconds.
     """
     if len(files) == 1 and _tiny(files[0]):
         return images.decode(files[0], spec, max_pixels=max_pixels)[np.newaxis]
-    return await asyncio.get_running_loop().run_in_executor(pool, _decode_all, files, spec, max_pixels)
+    # A late request leaves the pool's queue too: under overload, decoding for nobody would make the next late.
+    async with asyncio.timeout(within_s):
+        return await asyncio.get_running_loop().run_in_executor(pool, _decode_all, files, spec, max_pixels)
 
 
 def _decode_all(files: list[bytes], spec: ImageSpec, max_pixels: int) -> NDArray[np.uint8]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from contracts import images
 from contracts.bundle import INPUT, MODEL, OUTPUT, Bundle
-from contracts.errors import BundleError, DeviceError
+from contracts.errors import BundleError, DeviceError, ImageError
 from services.inference import graph
 from services.inference.provider import CUDA, Provider
 
@@ -87,7 +87,10 @@ class Engine:
         tolerance = max(least, manifest.tolerance)
         largest = 0.0
         for golden in manifest.golden:
-            image = images.decode(self.bundle.read(golden.file), manifest.input)
+            try:
+                image = images.decode(self.bundle.read(golden.file), manifest.input)
+            except ImageError as error:
+                raise BundleError(f"{self._who()}: {golden.file} cannot be decoded; export it again.") from error
             answer = self.infer(image[np.newaxis])[0]
             difference = float(np.abs(answer - np.asarray(golden.probabilities, dtype=np.float32)).max())
             if not difference <= tolerance:  # written so that nan fails too

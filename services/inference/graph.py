@@ -26,13 +26,12 @@ def check(data: bytes, bundle: Bundle) -> None:
     except Exception as error:  # protobuf's own, which brings no types
         raise BundleError(f"{where} is not an ONNX file; export it again.") from error
     local = {(function.domain, function.name) for function in model.functions}
-    for graph in _graphs(model.graph):
-        for tensor in (*graph.initializer, *_constants(graph)):
+    for graph in (found for part in (model.graph, *model.functions) for found in _graphs(part)):
+        # A function is a list of nodes like a graph, but has no initializers.
+        for tensor in (*getattr(graph, "initializer", ()), *_constants(graph)):
             if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
                 raise BundleError(f"{where} keeps tensor {tensor.name!r} in another file; export it self-contained.")
         _known_operators(where, graph.node, local)
-    for function in model.functions:
-        _known_operators(where, function.node, local)
     _signature(where, model, bundle)
 
 
@@ -44,12 +43,12 @@ def _known_operators(where: str, nodes: Iterable[Any], local: set[tuple[str, str
 
 
 def _graphs(graph: Any) -> Iterator[Any]:
-    """The graph and those inside its If, Loop and Scan nodes."""
+    """The graph, or function, and the graphs inside its If, Loop and Scan nodes."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
-                if inner.node:
+                if inner.node or inner.initializer:
                     yield from _graphs(inner)
 
 

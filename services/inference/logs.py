@@ -24,6 +24,8 @@ def configure() -> None:
         handler.setFormatter(_JsonLine())
         _LOGGER.addHandler(handler)
     _LOGGER.setLevel(logging.INFO)
+    # It warns of each retry; a registry that stays away is asked every two seconds, and told of once, by us.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     _LOGGER.propagate = False
 
 

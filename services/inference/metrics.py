@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any, Final
 
 from services.inference.batcher import Ran
@@ -85,7 +86,21 @@ def expose() -> tuple[bytes, str]:
     from prometheus_client import multiprocess
 
     registry = prom.REGISTRY
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+    if (shared := os.environ.get("PROMETHEUS_MULTIPROC_DIR")) is not None:
+        # A killed worker cannot take its gauges away, and would serve its version for ever. Its counters must stay.
+        for pid in {int(path.stem.rpartition("_")[2]) for path in Path(shared).glob("gauge_live*_*.db")}:
+            if not _lives(pid):
+                multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
         registry = prom.CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return prom.generate_latest(registry), prom.CONTENT_TYPE_LATEST
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's process has the number by now; no worker of ours does
+        return False
+    return True

@@ -89,7 +89,7 @@ class Models:
         """
         if self.refusal is not None:
             raise self.refusal
-        wanted = name or self._default
+        wanted = self._default if name is None else name
         if wanted is None:
             if not self._models:
                 raise NoModel(f"no model is loaded yet{self._why()}; promote one, it is picked up within seconds.")

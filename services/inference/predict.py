@@ -41,6 +41,7 @@ class Predictor:
         self._metrics = metrics
         self._pool = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
         self._reading: set[asyncio.Timeout] = set()
+        self._cut_at = float("inf")
         self._watching: set[asyncio.Task[None]] = set()
 
     async def predict(self, scope: Scope, receive: Receive, name: str | None) -> tuple[bytes, Model]:
@@ -62,7 +63,7 @@ class Predictor:
         batcher.admit(rows)
         try:
             begun = time.perf_counter()
-            images = await decoding.decode(files, model.spec, max_pixels=self._settings.max_pixels, pool=self._pool)
+            images = await self._decode(files, model, expires)
             self._metrics.decode_s.labels(model.name).observe(time.perf_counter() - begun)
             probabilities = await self._infer(model, images, receive, expires)
         finally:
@@ -73,10 +74,11 @@ class Predictor:
         return body, model
 
     def cut_bodies(self, after_s: float) -> None:
-        """The service ends: bodies that are still coming in have this long."""
-        when = asyncio.get_running_loop().time() + after_s
+        """The service ends: bodies that are still coming in, or begin to, have this long."""
+        self._cut_at = asyncio.get_running_loop().time() + after_s
         for reading in self._reading:
-            reading.reschedule(when)
+            if not reading.expired():
+                reading.reschedule(min(self._cut_at, reading.when() or self._cut_at))
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -93,7 +95,8 @@ class Predictor:
             raise self._too_large(f"{int(declared):,}")
         form = Form(content_type, max_parts=self._settings.max_parts) if is_form(content_type) else None
         try:
-            async with asyncio.timeout(self._settings.body_s) as reading:
+            ends = min(self._cut_at, asyncio.get_running_loop().time() + self._settings.body_s)
+            async with asyncio.timeout_at(ends) as reading:
                 self._reading.add(reading)
                 try:
                     body = await self._read(receive, form)
@@ -126,6 +129,15 @@ class Predictor:
                 return bytes(chunks)
             message = await receive()
 
+    async def _decode(self, files: list[bytes], model: Model, expires: float) -> NDArray[np.uint8]:
+        left_s = expires - time.perf_counter()
+        try:
+            return await decoding.decode(
+                files, model.spec, max_pixels=self._settings.max_pixels, pool=self._pool, within_s=left_s
+            )
+        except TimeoutError as error:
+            raise self._too_late() from error
+
     async def _infer(self, model: Model, images: NDArray[np.uint8], receive: Receive, expires: float) -> Any:
         loop = asyncio.get_running_loop()
         future = model.batcher.submit(images, expires=expires)
@@ -154,10 +166,13 @@ class Predictor:
                     pass
         except TimeoutError:
             if not future.done():
-                limit = f"the deadline of {self._settings.deadline_s:g} s passed"
-                future.set_exception(Overloaded(f"{limit} before the answer was there; try again with less load."))
+                future.set_exception(self._too_late())
         else:
             future.cancel()
+
+    def _too_late(self) -> Overloaded:
+        limit = f"the deadline of {self._settings.deadline_s:g} s passed"
+        return Overloaded(f"{limit} before the answer was there; try again with less load.")
 
     def _too_large(self, size: str) -> TooLarge:
         limit = f"{self._settings.max_bytes:,}"

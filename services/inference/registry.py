@@ -40,28 +40,25 @@ class Registry:
 
     def champions(self, names: tuple[str, ...]) -> list[Champion]:
         """The champion of every model of `names`, or of all when there are none; models without one are left out."""
-        from mlflow.exceptions import MlflowException
-
-        client = self._connect()
         try:
+            client = self._connect()
             found = []
             for model in self._models(client, names):
                 version = model.aliases.get(tags.CHAMPION)
                 if version is not None:
                     found.append(_champion(model, client.get_model_version(model.name, str(version))))
-        except (MlflowException, OSError) as error:  # requests' errors are OSErrors
+        except Exception as error:  # MLflow's, requests', a data base driver's, or that there is none
             raise RegistryError(f"the registry at {self.uri} does not answer: {_line(error)}.") from error
         return found
 
     def download(self, champion: Champion, directory: Path) -> Path:
         """Fetch a champion's bundle below `directory`; where it lies then."""
-        from mlflow.artifacts import download_artifacts
-        from mlflow.exceptions import MlflowException
-
-        self._connect()
         try:
+            from mlflow.artifacts import download_artifacts
+
+            self._connect()
             path = download_artifacts(artifact_uri=champion.uri, dst_path=str(directory), tracking_uri=self.uri)
-        except (MlflowException, OSError) as error:
+        except Exception as error:  # as above; a cloud store's client has errors of its own as well
             who = f"{champion.name!r} version {champion.version}"
             raise RegistryError(
                 f"the bundle of {who} cannot be fetched from {champion.uri}: {_line(error)}."

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from services.inference import logs
 STATE: Final = "state.json"
 _KEPT: Final = 3
 """Bundles kept per model: the served one, the one before (another worker may be loading it), one to roll back to."""
+_ABANDONED_S: Final = 3600
+"""A fetch that has not ended by then was killed."""
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -103,6 +106,10 @@ class Store:
             bundles = [path for path in directory.iterdir() if _DIGEST.fullmatch(path.name)]
             for old in sorted(bundles, key=lambda path: path.stat().st_mtime, reverse=True)[_KEPT:]:
                 shutil.rmtree(old, ignore_errors=True)
+            for staging in directory.glob(".staging-*"):
+                with contextlib.suppress(FileNotFoundError):  # its worker has just ended it
+                    if time.time() - staging.stat().st_mtime > _ABANDONED_S:
+                        shutil.rmtree(staging, ignore_errors=True)
 
     def remembered(self) -> list[Served]:
         """Of every model, what was served last."""

@@ -52,6 +52,8 @@ class Watcher:
         self._failed: dict[str, _Failed] = {}
         self._away = False
         self._stop = threading.Event()
+        self.restored = asyncio.Event()
+        """What the store holds is served, or refused."""
         # A daemon: a download that hangs must not hold up the end of the process.
         self._thread = threading.Thread(target=self._work, name="registry-watcher", daemon=True)
 
@@ -68,9 +70,11 @@ class Watcher:
             # The service stays up to say why: alive, never ready, every prediction answered 503 with the reason.
             logs.warning("device_refused", reason=error.message)
             self._tell(partial(setattr, self._models, "refusal", error))
+            self._tell(self.restored.set)
             return
         logs.info("provider_chosen", provider=provider.name, reason=provider.reason)
         self._guarded(partial(self._start_from_store, provider))
+        self._tell(self.restored.set)
         while not self._stop.is_set():
             self._guarded(partial(self._follow, provider))
             self._stop.wait(self._settings.poll_s)
@@ -91,9 +95,9 @@ class Watcher:
                 continue
             try:
                 self._serve(served, bundle, provider)
-            except StrideError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other models are to be served
                 # Not a quarantine: the registry may hold a good version, or the same one whole.
-                logs.warning("stored_version_refused", model=served.name, version=served.version, reason=error.message)
+                logs.warning("stored_version_refused", model=served.name, version=served.version, reason=str(error))
 
     def _follow(self, provider: Provider) -> None:
         """One look at the registry."""
@@ -121,8 +125,8 @@ class Watcher:
             if self._failed.pop(champion.name, None):
                 self._tell(partial(self._models.pardon, champion.name))
             if served.promoted_at != champion.promoted_at:
-                self._remember(champion)
                 self._tell(partial(self._models.promoted, champion.name, champion.promoted_at))
+                self._remember(Served(champion.name, champion.version, champion.digest, champion.promoted_at))
             return
         failed = self._failed.get(champion.name)
         attempts = 0
@@ -132,8 +136,10 @@ class Watcher:
             attempts = failed.attempts
         try:
             self._adopt(champion, provider)
-        except (StrideError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - one model's failure, foreseen or not, must not hold up the others
             # What is wrong with the bundle stays wrong; what is wrong with the way to it may pass.
+            if not isinstance(error, StrideError | OSError):
+                logs.failure("load_failed", error, model=champion.name, version=champion.version)
             passing = not isinstance(error, BundleError)
             retry_at = time.monotonic() + min(300.0, 5.0 * 2**attempts) if passing else None
             self._failed[champion.name] = _Failed(champion, retry_at, attempts + 1)
@@ -152,7 +158,7 @@ class Watcher:
         fetched = time.perf_counter()
         served = Served(champion.name, champion.version, champion.digest, champion.promoted_at)
         self._serve(served, bundle, provider)
-        self._store.remember(served)
+        self._remember(served)
         self._metrics.loaded(champion.name, fetched - started, time.perf_counter() - fetched)
 
     def _serve(self, served: Served, bundle: Bundle, provider: Provider) -> None:
@@ -177,10 +183,13 @@ class Watcher:
         self._served[served.name] = served
         self._tell(partial(self._models.swap, Model(served, engine, batcher)))
 
-    def _remember(self, champion: Champion) -> None:
-        served = Served(champion.name, champion.version, champion.digest, champion.promoted_at)
-        self._served[champion.name] = served
-        self._store.remember(served)
+    def _remember(self, served: Served) -> None:
+        self._served[served.name] = served
+        try:
+            self._store.remember(served)
+        except OSError as error:
+            # It is served all the same; only a start without the registry would not know of it.
+            logs.warning("state_not_written", model=served.name, version=served.version, reason=str(error))
 
     def _tell(self, call: Callable[[], object]) -> None:
         try:

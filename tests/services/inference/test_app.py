@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
 import re
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
 
 from contracts.images import encode_png
+from services.inference.app import Application
+from services.inference.metrics import Metrics
 
 Images = Callable[[int], NDArray[np.uint8]]
 
@@ -145,3 +155,124 @@ def test_metrics_count_predictions_and_grow_by_no_client_made_label(http: httpx.
     assert not any("not-there" in key or "nobody" in key for key in after)
     assert 'stride_request_seconds_bucket{le="0.0005",model="shapes"}' in after
     assert 'stride_model_info{model="shapes",provider="CPUExecutionProvider",version="1"}' in after
+
+
+def whole(answer: bytes) -> bool:
+    head, blank, body = answer.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head)
+    return bool(blank) and len(body) >= (int(length[1]) if length else 0)
+
+
+def exchange(http: httpx.Client, *parts: bytes) -> list[bytes]:
+    """Send each part on one connection once the part before is answered; the answers, empty after its end."""
+    answers = []
+    with socket.create_connection((http.base_url.host, int(http.base_url.port or 0)), timeout=5) as client:
+        for part in parts:
+            client.sendall(part)
+            answer = b""
+            while not whole(answer) and (more := client.recv(65536)):
+                answer += more
+            answers.append(answer)
+    return answers
+
+
+def test_pipelined_requests_are_answered_in_their_order(http: httpx.Client, make_image: Images) -> None:
+    sent = b""
+    for number in range(20):
+        png = encode_png(make_image(number))
+        query = b"" if number % 3 else b"?top_k=99"
+        head = b"POST /v1/predict%s HTTP/1.1\r\nHost: x\r\nX-Request-ID: r%d\r\nContent-Length: %d\r\n"
+        sent += head % (query, number, len(png)) + (b"Connection: close\r\n" if number == 19 else b"") + b"\r\n" + png
+    with socket.create_connection((http.base_url.host, int(http.base_url.port or 0)), timeout=5) as client:
+        client.sendall(sent)
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    assert re.findall(rb"x-request-id: r(\d+)", received) == [b"%d" % number for number in range(20)]
+    wanted = [b"200" if number % 3 else b"422" for number in range(20)]
+    assert re.findall(rb"HTTP/1\.1 (\d+)", received) == wanted
+
+
+def test_a_body_that_comes_after_its_refusal_is_not_taken_for_the_next_request(http: httpx.Client) -> None:
+    head = b"POST /v1/predict?top_k=99 HTTP/1.1\r\nHost: x\r\nContent-Length: 70\r\n\r\n"
+    refused, listed = exchange(http, head, b"x" * 70 + b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert refused.startswith(b"HTTP/1.1 422")
+    assert listed.startswith(b"HTTP/1.1 200")
+
+
+def test_a_refusal_before_100_continue_ends_the_connection(http: httpx.Client) -> None:
+    # The client need not send the body then, and what it sends next would be taken for that body.
+    head = b"POST /v1/predict?top_k=99 HTTP/1.1\r\nHost: x\r\nContent-Length: 70\r\nExpect: 100-continue\r\n\r\n"
+    refused, ended = exchange(http, head, b"")
+    assert refused.startswith(b"HTTP/1.1 422")
+    assert b"connection: close" in refused
+    assert ended == b""
+
+
+def test_an_empty_model_name_is_none_of_the_served(http: httpx.Client, make_image: Images) -> None:
+    response = http.post("/v1/models//predict", content=encode_png(make_image(1)))
+    assert (response.status_code, response.json()["code"]) == (404, "not_found")
+
+
+def test_a_model_name_is_decoded_once(http: httpx.Client, make_image: Images) -> None:
+    response = http.post("/v1/models/%2573hapes/predict", content=encode_png(make_image(1)))
+    assert response.status_code == 404
+    assert "'%73hapes'" in response.json()["detail"]
+
+
+def test_a_websocket_is_refused_at_once(http: httpx.Client) -> None:
+    head = b"GET /v1/predict HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    key = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    assert exchange(http, head + key)[0].startswith(b"HTTP/1.1 4")
+
+
+def test_whatever_a_page_meets_is_one_problem_object(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The files of the metrics may vanish under the collector; here the directory is a file."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "file"))
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def ask() -> None:
+        application = Application()
+        application.metrics = Metrics(CollectorRegistry())
+        scope = {"type": "http", "method": "GET", "path": "/metrics", "headers": []}
+        await application(scope, None, send)
+
+    asyncio.run(ask())
+    assert sent[0]["status"] == 500
+    assert json.loads(sent[1]["body"]).keys() == {"type", "title", "status", "detail", "code"}
+
+
+def test_predictions_do_not_pass_through_the_middleware_of_bentoml(tiny: Any, tmp_path: Path) -> None:
+    """In a process of its own, on the application that BentoML makes of the service: what its stack is asked for."""
+    script = """
+import asyncio, httpx
+from services.inference.service import Inference
+host = Inference.to_asgi()
+async def main():
+    async with host.router.lifespan_context(host):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=host), base_url="http://x") as client:
+            await client.get("/v1/models")
+            front = host.middleware_stack
+            behind = front.__closure__[front.__code__.co_freevars.index("behind")]
+            stack, asked = behind.cell_contents, []
+            async def spy(scope, receive, send):
+                asked.append(scope["path"])
+                await stack(scope, receive, send)
+            behind.cell_contents = spy
+            paths = ["/v1/models", "/v1/predict", "/livez", "/readyz", "/metrics", "/docs", "/docs.json", "/"]
+            statuses = [(await client.get(path)).status_code for path in paths]
+            print(asked, statuses)
+asyncio.run(main())
+"""
+    env = {
+        **os.environ,
+        "STRIDE_DEVICE": "cpu",
+        "STRIDE_HOME": str(tmp_path),
+        "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
+    }
+    env |= {"BENTOML_HOME": str(tmp_path / "bentoml"), "BENTOML_DO_NOT_TRACK": "true"}
+    ended = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    asked = ["/livez", "/readyz", "/metrics", "/docs", "/docs.json", "/"]
+    assert ended.stdout.splitlines()[-1:] == [f"{asked} {[200, 405, 200, 503, 200, 200, 200, 200]}"], ended.stderr

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from contracts.bundle import Bundle
+from contracts.bundle import Bundle, write
 from contracts.errors import BundleError, DeviceError
 from services.inference import provider
 from services.inference.engine import Engine
@@ -86,3 +86,37 @@ def test_on_a_gpu_the_answers_are_those_of_the_cpu(tiny: Any, make_image: Images
     bundle = tiny(1).bundle(tmp_path / "b")
     batch = np.stack([make_image(k) for k in range(3)])  # padded to a bucket of 4
     np.testing.assert_allclose(load(bundle, CUDA).infer(batch), load(bundle).infer(batch), atol=5e-3)
+
+
+def test_a_golden_image_that_cannot_be_decoded_is_the_fault_of_the_bundle(tiny: Any, tmp_path: Path) -> None:
+    known = tiny(1).bundle(tmp_path / "b")
+    files = {"model.onnx": known.read("model.onnx"), "golden-0.png": known.read("golden-0.png")[:-30]}
+    broken = write(tmp_path / "broken", known.manifest, files)
+    with pytest.raises(BundleError, match=r"golden-0\.png cannot be decoded"):
+        load(broken)
+
+
+def hidden(where: str) -> onnx.GraphProto:
+    """A graph whose one tensor lies in another file, as an initializer or a constant."""
+    tensor = onnx.numpy_helper.from_array(np.zeros(3, dtype=np.float32), "secret")
+    onnx.external_data_helper.set_external_data(tensor, "../../secret")
+    tensor.ClearField("raw_data")
+    output = onnx.helper.make_tensor_value_info("secret", onnx.TensorProto.FLOAT, [3])
+    nodes = [] if where == "initializer" else [onnx.helper.make_node("Constant", [], ["secret"], value=tensor)]
+    return onnx.helper.make_graph(nodes, "branch", [], [output], [] if nodes else [tensor])
+
+
+@pytest.mark.parametrize("where", ["initializer", "constant"])
+def test_external_data_is_refused_in_a_branch_without_nodes_and_in_a_function(
+    tiny: Any, tmp_path: Path, where: str
+) -> None:
+    model = tiny(1).graph()
+    branch = onnx.helper.make_node("If", ["truth"], ["out"], then_branch=hidden(where), else_branch=hidden(where))
+    if where == "initializer":
+        model.graph.node.append(branch)
+    else:
+        opset = [onnx.helper.make_opsetid("", 20)]
+        constant = onnx.helper.make_function("local", "F", [], ["secret"], list(hidden(where).node), opset)
+        model.functions.append(constant)
+    with pytest.raises(BundleError, match="in another file"):
+        load(tiny(1).bundle(tmp_path / "b", model=model))

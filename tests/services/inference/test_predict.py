@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import socket
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,8 +17,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from prometheus_client import CollectorRegistry
 
+from contracts.bundle import Bundle
+from contracts.errors import Overloaded
 from contracts.images import encode_png
+from services.inference.batcher import Batcher
+from services.inference.engine import Engine
+from services.inference.errors import SlowBody
+from services.inference.metrics import Metrics
+from services.inference.models import Model, Models
+from services.inference.predict import Predictor
+from services.inference.provider import CPU, Provider
+from services.inference.settings import Settings
+from services.inference.store import Served
 
 Images = Callable[[int], NDArray[np.uint8]]
 Body = tuple[bytes, str | None]
@@ -175,3 +190,73 @@ def test_a_client_that_leaves_in_the_middle_harms_nobody(http: httpx.Client) -> 
         with socket.create_connection(address, timeout=5) as client:
             client.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 70\r\n\r\n" + sent)
     assert http.post("/v1/predict", content=PNG).status_code == 200
+
+
+class Never:
+    """A client whose body does not come."""
+
+    async def __call__(self) -> dict[str, Any]:
+        await asyncio.sleep(3600)
+        return {}
+
+
+def predictor(bundle: Bundle, **options: Any) -> tuple[Predictor, Models]:
+    """A predictor that serves `bundle`, inside the running loop."""
+    metrics = Metrics(CollectorRegistry())
+    models = Models(default=None, metrics=metrics)
+    engine = Engine(bundle, Provider(CPU, "a test"), threads=1, max_batch=4)
+    batcher = Batcher(engine.infer, loop=asyncio.get_running_loop(), max_batch=4, queue_rows=64)
+    models.swap(Model(Served("shapes", "1", bundle.digest, 1), engine, batcher))
+    settings = Settings(home=bundle.path, tracking_uri="", **options)
+    return Predictor(settings, models, metrics, decoders=1), models
+
+
+SCOPE: dict[str, Any] = {"query_string": b"", "headers": []}
+
+
+def test_a_body_that_begins_while_the_service_ends_is_cut_as_well(tiny: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        served, models = predictor(tiny(1).bundle(tmp_path / "b"))
+        begun = asyncio.ensure_future(served.predict(SCOPE, Never(), None))
+        await asyncio.sleep(0)
+        served.cut_bodies(0.05)
+        for request in (begun, served.predict(SCOPE, Never(), None)):
+            with pytest.raises(SlowBody):
+                await asyncio.wait_for(request, 5)
+        await models.drain()
+
+    asyncio.run(main())
+
+
+def test_the_end_of_the_service_gives_no_body_more_time_than_it_had(tiny: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        served, models = predictor(tiny(1).bundle(tmp_path / "b"), body_s=0.05)
+        begun = asyncio.ensure_future(served.predict(SCOPE, Never(), None))
+        await asyncio.sleep(0)
+        served.cut_bodies(60)
+        with pytest.raises(SlowBody):
+            await asyncio.wait_for(begun, 5)
+        await models.drain()
+
+    asyncio.run(main())
+
+
+def test_the_deadline_holds_while_a_request_waits_for_its_decoding(tiny: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        served, models = predictor(tiny(1).bundle(tmp_path / "b"), deadline_s=0.05)
+        free = threading.Event()
+        served._pool.submit(free.wait, 10)  # the one decoder is busy
+
+        async def body() -> dict[str, Any]:
+            return {"type": "http.request", "body": photo(), "more_body": False}
+
+        try:
+            with pytest.raises(Overloaded, match="deadline"):
+                await asyncio.wait_for(served.predict(SCOPE, body, None), 5)
+            assert models.get().batcher.rows == 0
+        finally:
+            free.set()
+            served.close()
+            await models.drain()
+
+    asyncio.run(main())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -95,6 +98,16 @@ def test_a_required_gpu_that_is_not_there_is_refused_with_the_reason(
     assert reason in httpx.get(f"{service.url}/v1/models").json()["refusal"]
 
 
+def test_a_model_that_answers_its_golden_image_wrongly_is_never_ready(
+    start_service: StartService, tiny: Any, tmp_path: Path
+) -> None:
+    service = start_service(stored={"shapes": tiny(1).bundle(tmp_path / "b", wrong=0.1)})
+    service.wait("/livez")
+    assert "stored_version_refused" in service.log.read_text()
+    assert httpx.get(f"{service.url}/readyz").status_code == 503
+    assert httpx.post(f"{service.url}/v1/predict", content=PNG).status_code == 503
+
+
 def test_a_slow_body_is_given_up_and_overload_is_told_with_retry_after(
     start_service: StartService, tiny: Any, tmp_path: Path
 ) -> None:
@@ -146,3 +159,66 @@ def test_serving_imports_neither_torch_nor_training() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
+
+
+def started(service: Any) -> list[int]:
+    """The process ids of the workers that have started, in that order."""
+    lines = [json.loads(line) for line in service.log.read_text().splitlines() if line.startswith("{")]
+    return [line["pid"] for line in lines if line["event"] == "started"]
+
+
+def test_a_killed_worker_of_two_is_replaced_and_requests_go_on(
+    start_service: StartService, tiny: Any, tmp_path: Path
+) -> None:
+    service = start_service(stored={"shapes": tiny(1).bundle(tmp_path / "b")}, STRIDE_WORKERS="2")
+    service.wait()
+    until(lambda: len(started(service)) == 2)
+    statuses: list[int] = []
+    failures: list[tuple[float, str]] = []
+    ended = threading.Event()
+
+    def load(kept: bool) -> None:
+        """On one connection that is kept, or on a new one a request: those also reach the new worker."""
+        with httpx.Client(base_url=service.url, timeout=10) as client:
+            headers = {} if kept else {"Connection": "close"}
+            while not ended.is_set():
+                try:
+                    statuses.append(client.post("/v1/predict", content=PNG, headers=headers).status_code)
+                except httpx.TransportError as error:
+                    failures.append((time.monotonic(), repr(error)))
+
+    clients = [threading.Thread(target=load, args=(kept,)) for kept in (True, True, False, False)]
+    for client in clients:
+        client.start()
+    try:
+        until(lambda: len(statuses) > 50)
+        killed_at = time.monotonic()
+        os.kill(started(service)[0], signal.SIGKILL)
+        until(lambda: len(started(service)) == 3)
+        at_once = len(statuses)
+        until(lambda: len(statuses) > at_once + 500)
+    finally:
+        ended.set()
+        for client in clients:
+            client.join()
+    # Only what the killed worker held is lost: at most the one request in flight of each connection, at that moment.
+    assert len(failures) <= 4
+    assert all(failed_at - killed_at < 2 for failed_at, _ in failures), failures
+    assert set(statuses) == {200}
+    assert httpx.get(f"{service.url}/readyz").status_code == 200
+
+
+def until(met: Callable[[], bool], timeout_s: float = 30) -> None:
+    ends = time.monotonic() + timeout_s
+    while not met():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def test_a_registry_that_stays_away_is_told_once(start_service: StartService, tiny: Any, tmp_path: Path) -> None:
+    service = start_service(stored={"shapes": tiny(1).bundle(tmp_path / "b")}, STRIDE_POLL_SECONDS="0.05")
+    service.wait()
+    until(lambda: "registry_away" in service.log.read_text())
+    length = len(service.log.read_text())
+    time.sleep(2)  # some 20 polls
+    assert len(service.log.read_text()) == length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -82,3 +83,15 @@ def test_an_unreadable_state_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "state.json").write_text("{")
     assert Store(tmp_path).remembered() == []
+
+
+def test_what_a_killed_worker_was_fetching_is_removed_after_an_hour(tiny: Any, tmp_path: Path) -> None:
+    known, store = tiny(1).bundle(tmp_path / "b"), Store(tmp_path / "serving")
+    store.install("a", known.digest, copy_of(known))
+    leftover, running = tmp_path / "serving/a/.staging-dead", tmp_path / "serving/a/.staging-running"
+    for path in (leftover, running):
+        path.mkdir()
+        (path / "model.onnx").write_bytes(b"half")
+    os.utime(leftover, (0, 0))
+    store.remember(Served("a", "1", known.digest, 0))
+    assert (leftover.exists(), running.exists()) == (False, True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import threading
 import time
 import zlib
@@ -11,12 +13,24 @@ from typing import Any
 
 import httpx
 import numpy as np
+import onnx
+import psutil
 import pytest
 from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
 
 from contracts.images import encode_png
+from contracts.registry import CHAMPION
+from services.inference.metrics import Metrics
+from services.inference.models import Models
+from services.inference.provider import CPU, Provider
+from services.inference.registry import Champion
+from services.inference.settings import Settings
+from services.inference.store import Served
+from services.inference.watcher import Watcher
 
 Images = Callable[[int], NDArray[np.uint8]]
+PROVIDER = Provider(CPU, "a test")
 
 
 def entry(http: httpx.Client, name: str) -> dict[str, Any]:
@@ -137,3 +151,107 @@ def test_a_version_leaves_quarantine_when_its_tags_are_mended(
 
 def test_without_a_name_the_model_promoted_last_answers(http: httpx.Client, promoted: str) -> None:
     assert http.get("/v1/models").json()["default"] == promoted
+
+
+def test_thirty_swaps_leave_no_memory_threads_or_files_behind(
+    mlflow_server: Any, served: Any, http: httpx.Client, tiny: Any, tmp_path: Path, promoted: str
+) -> None:
+    (worker,) = (
+        child for child in psutil.Process(served.process.pid).children() if "worker" in " ".join(child.cmdline())
+    )
+    versions = ["1"]
+    for seed in (2, 3):
+        # 8 MB of weights that change no answer, but that no optimizer can leave out: a version that is kept shows.
+        model = tiny(seed).graph()
+        ballast = {
+            "wide": np.full((64, 32_768), seed, dtype=np.float32),
+            "zero": np.zeros((32_768, 3), dtype=np.float32),
+        }
+        model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in ballast.items())
+        softmax = model.graph.node.pop()
+        for operator, inputs, output in (("MatMul", ["flat", "wide"], "much"), ("MatMul", ["much", "zero"], "nothing")):
+            model.graph.node.append(onnx.helper.make_node(operator, inputs, [output]))
+        model.graph.node.append(onnx.helper.make_node("Add", ["logits", "nothing"], ["sum"]))
+        softmax.input[0] = "sum"
+        model.graph.node.append(softmax)
+        known = tiny(seed).bundle(tmp_path / str(seed), name=promoted, model=model)
+        versions.append(mlflow_server.publish(known, name=promoted))
+
+    def swap(number: int) -> None:
+        version = versions[1 + number % 2]
+        mlflow_server.client.set_registered_model_alias(promoted, CHAMPION, version)
+        until(lambda: serving(http, promoted) == version)
+
+    for number in range(4):
+        swap(number)
+    memory, threads, files = worker.memory_info().rss, worker.num_threads(), worker.num_fds()
+    for number in range(30):
+        swap(number)
+    assert worker.memory_info().rss - memory < 64e6  # 30 versions kept made 1 GB
+    assert worker.num_threads() <= threads + 2
+    assert worker.num_fds() <= files + 8
+
+
+def watcher(home: Path, uri: str) -> tuple[Watcher, Models]:
+    """A watcher that is stepped by hand, inside the running loop."""
+    metrics = Metrics(CollectorRegistry())
+    models = Models(default=None, metrics=metrics)
+    return Watcher(Settings(home=home, tracking_uri=uri), models, metrics, asyncio.get_running_loop()), models
+
+
+def test_a_rollback_is_followed_though_the_store_cannot_be_written(tiny: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        known = {name: tiny(seed).bundle(tmp_path / name, name=name) for seed, name in ((1, "a"), (2, "b"))}
+        watching, models = watcher(tmp_path / "home", "http://127.0.0.1:9")
+        for at, (name, bundle) in enumerate(known.items()):
+            watching._serve(Served(name, "1", bundle.digest, at), bundle, PROVIDER)
+        await asyncio.sleep(0)
+        assert models.get().name == "b"
+        (tmp_path / "home").write_text("where the store's directory would be")
+        watching._consider(Champion("a", "1", "runs:/0/bundle", known["a"].digest, 99), PROVIDER)
+        await asyncio.sleep(0)
+        assert models.get().name == "a"
+        await models.drain()
+
+    asyncio.run(main())
+
+
+def test_a_version_that_fails_in_an_unforeseen_way_is_quarantined_and_the_others_are_served(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registry's client is replaced: what it can raise has no end, and this is not about the registry."""
+
+    async def main() -> None:
+        good = tiny(1).bundle(tmp_path / "good", name="good")
+        watching, models = watcher(tmp_path / "home", "http://127.0.0.1:9")
+        champions = [
+            Champion("bad", "1", "runs:/0/bundle", "0" * 64, 1),
+            Champion("good", "1", "runs:/1/bundle", good.digest, 1),
+        ]
+
+        def download(champion: Champion, directory: Path) -> Path:
+            if champion.name == "bad":
+                raise ValueError("nobody thought of this")
+            return Path(shutil.copytree(good.path, directory / "bundle"))
+
+        monkeypatch.setattr(watching._registry, "champions", lambda _: champions)
+        monkeypatch.setattr(watching._registry, "download", download)
+        watching._follow(PROVIDER)
+        await asyncio.sleep(0)
+        entries = {entry["name"]: entry for entry in models.describe()["models"]}
+        assert entries["good"]["serving"]["version"] == "1"
+        assert "nobody thought of this" in entries["bad"]["quarantined"]["reason"]
+        await models.drain()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("uri", ["nonsense://x", "sqlite:////proc/nowhere/mlflow.db"])
+def test_a_registry_that_cannot_be_opened_is_away_and_says_why(tmp_path: Path, uri: str) -> None:
+    async def main() -> None:
+        watching, models = watcher(tmp_path / "home", uri)
+        await asyncio.to_thread(watching._follow, PROVIDER)
+        await asyncio.sleep(0)
+        assert uri in str(models.registry_error)
+
+    asyncio.run(main())

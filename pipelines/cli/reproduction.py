@@ -1,0 +1,62 @@
+"""`stride reproduce`: every recipe's published figure beside ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.console import Json, answer, answer_json, say, working
+
+
+def register(app: typer.Typer) -> None:
+    app.command("reproduce")(reproduce)
+
+
+def reproduce(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE]...", help="Recipes; all that need no folder without them.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The Markdown file.")] = Path("REPRODUCTION.md"),
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Most seeds of a fit of under ten minutes.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Fit the recipes on real data and write REPRODUCTION.md.
+
+    Takes hours on a CPU for all of them; finished runs are taken again, so it can be interrupted. Exits 1 where a
+    published figure is missed by more than the spread between seeds.
+
+    \b
+    Examples:
+      STRIDE_DATA=/data stride reproduce
+      stride reproduce mnist fashion --seeds 1
+    """
+    from pipelines import recipe_files
+
+    recipes = [recipe_files.load(name) for name in names or recipe_files.names()]
+    if not names:
+        recipes = [recipe for recipe in recipes if recipe.data.dataset != "folder"]
+    with working():
+        from pipelines import reproduce as reproduction
+
+        rows = reproduction.reproduce(recipes, output=output, seeds=tuple(range(seeds)), say=say)
+    missed = reproduction.missed(rows)
+    if as_json:
+        answer_json(
+            [
+                {
+                    "recipe": row.recipe.name,
+                    "published": row.recipe.published.test_accuracy,
+                    "test_accuracy": row.mean if row.results else None,
+                    "deviation": row.deviation if row.results else None,
+                    "reached": row.reached,
+                    "runs": [result.run_id for result in row.results],
+                }
+                for row in rows
+            ]
+        )
+    else:
+        answer(f"wrote {output}" + (f"; below the published figure: {', '.join(missed)}" if missed else ""))
+    if missed:
+        raise typer.Exit(1)

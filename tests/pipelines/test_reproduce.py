@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contracts.recipe import Recipe, parse
+from pipelines import reproduce
+from pipelines.reproduce import Row, missed, table
+from services.training.train import TrainResult
+
+
+def recipe(name: str = "tiny", published: float | None = None, **parts: Any) -> Recipe:
+    content: dict[str, Any] = {
+        "description": "A tiny net.",
+        "published": {"test_accuracy": published},
+        "data": {"dataset": "digits", "image": {"height": 8, "width": 8, "channels": 1}},
+        "model": {"kind": "convnet", "blocks": [{"filters": 4, "padding": "same"}]},
+        "fit": {"epochs": 1, "precision": "fp32"},
+        **parts,
+    }
+    return parse(content, name=name)
+
+
+def row(*accuracies: float, published: float | None) -> Row:
+    results = [
+        TrainResult(
+            run_id="r",
+            recipe="tiny",
+            model_name="tiny",
+            recipe_hash="h",
+            test_accuracy=accuracy,
+            test_loss=0.1,
+            validation_accuracy=accuracy,
+            validation_loss=0.1,
+            best_epoch=1,
+            epochs=epochs,
+            images_per_second=1234.5,
+            seconds=7.0,
+            device="cpu",
+            precision="fp32",
+            parameters=1000,
+            trainable_parameters=900,
+        )
+        for epochs, accuracy in enumerate(accuracies, start=3)
+    ]
+    return Row(recipe(published=published), data="digits, 1,000 / 359", results=results)
+
+
+def test_a_figure_is_reached_when_the_mean_is_within_the_spread_below_it() -> None:
+    assert row(0.90, 0.92, 0.94, published=0.93).reached is True
+    assert row(0.90, 0.92, 0.94, published=0.95).reached is False
+    assert row(0.92, published=0.9201).reached is False  # one seed has no spread to excuse it
+    assert row(0.92, published=None).reached is None
+    assert missed([row(0.5, published=0.9), row(0.95, published=0.9)]) == ["tiny"]
+
+
+def test_the_table_shows_mean_spread_seeds_epochs_and_conditions() -> None:
+    text = table([row(0.90, 0.92, published=0.91)], machine="a CPU", versions={"torch": "2"})
+    assert "Machine: a CPU. torch 2." in text
+    assert (
+        "| `tiny` | 1,000 (900) | digits, 1,000 / 359 | 0.9100 | 0.9100 ± 0.0141 | yes | 2 | 3-4 | 7 | 1,234 |" in text
+    )
+
+
+def test_recipes_are_fitted_once_a_seed_and_the_file_is_written(tmp_path: Path, embedded_tracking: str) -> None:
+    output = tmp_path / "REPRODUCTION.md"
+    said: list[str] = []
+    rows = reproduce.reproduce([recipe()], output=output, seeds=(0, 1), progress=False, say=said.append)
+    assert len({result.run_id for result in rows[0].results}) == 2
+    assert "| `tiny` |" in output.read_text()
+    again = reproduce.reproduce([recipe()], output=output, seeds=(0, 1), progress=False, say=said.append)
+    assert all(result.reused for result in again[0].results)
+
+
+def test_a_long_fit_is_done_with_one_seed(
+    tmp_path: Path, embedded_tracking: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduce, "LONG_S", 0.0)
+    rows = reproduce.reproduce([recipe()], output=tmp_path / "R.md", progress=False, say=lambda _: None)
+    assert len(rows[0].results) == 1
+
+
+def test_data_that_are_not_at_hand_are_a_row_that_says_so(tmp_path: Path) -> None:
+    folder = {"dataset": "folder", "path": str(tmp_path / "no"), "image": {"height": 8, "width": 8, "channels": 1}}
+    output = tmp_path / "R.md"
+    rows = reproduce.reproduce([recipe(data=folder)], output=output, progress=False, say=lambda _: None)
+    assert rows[0].missing is not None
+    assert "not run" in output.read_text()
+    assert str(tmp_path / "no") in output.read_text()
