@@ -28,8 +28,9 @@ format: setup ## let ruff format and repair what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: setup ## measure the fit loop against the bare step, and one warm prediction; fails below the bars
+bench: setup ## measure loop, augmentation and one warm prediction; fails below the bars
 	@$(BIN)/python -m benchmarks.loop --recipe mnist --precision fp32
+	@$(BIN)/python -m benchmarks.augmentation
 	@$(BIN)/python -m pipelines.demo >/dev/null
 	@$(BIN)/python -m benchmarks.predict
 

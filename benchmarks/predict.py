@@ -25,7 +25,8 @@ ROUNDS = 5
 
 
 def server_of(port: int) -> list[psutil.Process]:
-    listening = {c.pid for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr and c.laddr.port == port}
+    sockets = [c for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr]
+    listening = {c.pid for c in sockets if c.laddr and c.laddr.port == port}
     found = [psutil.Process(pid) for pid in listening if pid]
     return list({process.pid: process for root in found for process in (root, *root.children(recursive=True))}.values())
 

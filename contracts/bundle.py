@@ -131,9 +131,10 @@ def write(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
 
     Raises:
         BundleError: `files` lacks model.onnx or a golden image that the manifest names, or has a name that is no
-            plain file name.
+            plain file name; or something else than a bundle stands at `path`.
         OSError: the disk is full, or `path` cannot be written.
     """
+    check_free(path)
     entries = {name: file_entry(data).model_dump() for name, data in files.items()}
     try:
         manifest = Manifest.model_validate({**manifest.model_dump(), "files": entries})
@@ -155,6 +156,20 @@ def write(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
         shutil.rmtree(staged, ignore_errors=True)
         raise
     return read(path)
+
+
+def check_free(path: Path) -> None:
+    """Refuse to put a bundle where something else stands: nothing, an empty directory or a bundle may be replaced.
+
+    Raises:
+        BundleError: a file, or a directory of other things.
+    """
+    if path.is_dir() and ((path / MANIFEST).exists() or not any(path.iterdir())):
+        return
+    if os.path.lexists(path):
+        raise BundleError(
+            f"bundle {path}: it is no bundle, and what stands there would be removed; give a new or an empty directory."
+        )
 
 
 def read(path: Path) -> Bundle:

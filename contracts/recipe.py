@@ -23,6 +23,8 @@ from contracts.image_spec import ImageSpec
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(coerce_numbers_to_str=True)]
+"""Classes and directories are often called 0, 1, 2024, which YAML reads as numbers."""
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
@@ -42,11 +44,11 @@ class Data(_Part):
 
     dataset: Literal["digits", "mnist", "fashion", "cifar10", "folder"]
     """`digits` is embedded; `folder` reads class/*.jpg|png…, optionally under train/, val/ and test/."""
-    path: str | None = None
+    path: Name | None = None
     """The directory of a `folder` data set; relative paths are taken from the working directory."""
     image: ImageSpec
     """The size that the network takes; images of another size are brought to it when they are decoded."""
-    classes: tuple[str, ...] | None = None
+    classes: tuple[Name, ...] | None = None
     """Only these classes, in this order; null takes all."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """The fraction of the training images that is held out for validation (stratified, seeded)."""
@@ -58,8 +60,9 @@ class Data(_Part):
     """What a file that is not a still image does to a `folder`: it is named and left out, or it is fatal."""
     on_overlap: Literal["warn", "drop", "fail"] = "warn"
     """What identical images in train and test do: they are counted, dropped from train, or fatal."""
-    normalize: Literal["unit", "standard"] | Normalize = "unit"
-    """`unit` divides by 255; `standard` also takes the training images' mean and deviation per channel away."""
+    normalize: Literal["auto", "unit", "standard"] | Normalize = "auto"
+    """`unit` divides by 255; `standard` also takes the training images' mean and deviation per channel away; `auto`
+    is what pretrained weights were fitted with, and `unit` where there are none."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -79,6 +82,8 @@ class Block(_Part):
     stride: Count = 1
     padding: Literal["valid", "same"] = "valid"
     repeat: Count = 1
+    residual: bool = False
+    """The block's input is added to what its convolutions make of it, before pooling; both must be of one shape."""
     activation: Literal["relu", "gelu", "silu", "leaky_relu", "tanh"] = "relu"
     norm: Literal["none", "batch"] = "none"
     norm_position: Literal["before_activation", "after_activation"] = "before_activation"
@@ -86,6 +91,12 @@ class Block(_Part):
     pool: Literal["none", "max", "average"] = "max"
     pool_size: Count = 2
     dropout: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.residual and (self.stride != 1 or self.padding != "same" or self.kernel % 2 == 0):
+            raise ValueError("a residual block keeps its size: set its stride to 1, padding to 'same', kernel to odd")
+        return self
 
 
 class Head(_Part):
@@ -112,17 +123,77 @@ class Convnet(_Part):
     """The share of the new batch in BatchNorm's running statistics (Keras' momentum 0.99 is 0.01 here)."""
     norm_epsilon: Positive = 1e-5
 
+    @property
+    def output_activation(self) -> Literal["softmax", "sigmoid"]:
+        return self.head.output
+
+
+class Weights(_Part):
+    """Where a backbone's initial weights come from: one of file, run, recipe and model."""
+
+    file: Name | None = None
+    """A .safetensors file, or a state dict of torch; looked for from the working directory, then in the directories of
+    weights. It is taken to be fitted as torchvision's ImageNet weights are; where it is not, set data.normalize."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Of the file; another file is refused. A run's own recipe always says it."""
+    run: Slug | None = None
+    """The id of a finished run of the tracking server."""
+    recipe: Slug | None = None
+    """The newest finished run of the recipe of this name."""
+    model: Slug | None = None
+    """A registered model, at `version` or at `alias`."""
+    version: Name | None = None
+    alias: Slug | None = None
+    """`champion` where no version is given."""
+    include: Literal["base", "all"] = "base"
+    """`base` leaves the head at its initial values; `all` takes it too, for the same classes in the same order."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = [key for key in ("file", "run", "recipe", "model") if getattr(self, key) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            raise ValueError(f"model.weights needs one of file, run, recipe and model, it has {found}")
+        if self.model is None and (self.version is not None or self.alias is not None):
+            raise ValueError(f"model.weights: version and alias are of a registered model, not of a {given[0]}")
+        if self.version is not None and self.alias is not None:
+            raise ValueError("model.weights has a version and an alias; keep one of them")
+        if self.file is None and self.sha256 is not None:
+            raise ValueError(f"model.weights.sha256 is of a file, not of a {given[0]}; remove it")
+        return self
+
 
 class Backbone(_Part):
-    """A classification network of torchvision, its last layer fitted to the classes."""
+    """A classification network of torchvision whose head is fitted to the classes."""
 
     kind: Literal["backbone"] = "backbone"
     name: str
     """As torchvision.models.get_model takes it: resnet18, mobilenet_v3_small, vgg16, …"""
-    weights: Literal["none", "imagenet"] = "none"
-    """`imagenet` takes torchvision's default weights, downloaded once."""
-    head: Literal["linear"] = "linear"
+    weights: Literal["none", "imagenet"] | Weights = "none"
+    """`imagenet` takes torchvision's default weights, downloaded once; a file, a run or a model is named by its key."""
+    head: Literal["linear"] | Head = "linear"
+    """`linear` replaces torchvision's last layer alone; dense layers replace its whole classifier and its pooling."""
     output: Literal["softmax", "sigmoid"] = "softmax"
+    """Of the linear head; dense layers say it in `head.output`."""
+    init: Literal["glorot_uniform", "he_normal", "torch"] = "torch"
+    """Of the head; `glorot_uniform` with zero biases is Keras' default."""
+    frozen: tuple[Name, ...] = ()
+    """Layers that are held, each with all that is in it: `base` is all but the head; else torch's names (features.10,
+    layer3.0) and, for VGG, also Keras' (block3, block3_conv1). BatchNorm of a held layer stays as in evaluation."""
+    trainable_from: Name | None = None
+    """All layers of the base before this one are held; the same names."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if isinstance(self.head, Head) and self.output == "sigmoid" and self.head.output != "sigmoid":
+            raise ValueError("model.output is of the linear head; with dense layers set model.head.output to 'sigmoid'")
+        if self.trainable_from is not None and "base" in self.frozen:
+            raise ValueError("model.frozen holds the whole base, model.trainable_from a part of it; remove one of them")
+        return self
+
+    @property
+    def output_activation(self) -> Literal["softmax", "sigmoid"]:
+        return self.head.output if isinstance(self.head, Head) else self.output
 
 
 class Augmentation(_Part):
@@ -137,17 +208,51 @@ class Augmentation(_Part):
     shift: Fraction = 0.0
     """Fraction of the side: each axis moves by up to this."""
     shear: Annotated[float, Field(ge=0, le=45)] = 0.0
-    """Degrees."""
+    """Degrees, as Keras' shear_range: the angle is drawn from [-shear, shear]."""
     zoom: Fraction = 0.0
     """Each axis is scaled by a factor from [1 - zoom, 1 + zoom]."""
-    fill: Literal["nearest", "zeros", "reflect"] = "nearest"
-    """What stands outside the image."""
+    fill: Literal["nearest", "zeros", "reflect", "constant"] = "nearest"
+    """What stands outside the image: its edge, zeros, its mirror image, or `fill_value`."""
+    fill_value: Annotated[int, Field(ge=0, le=255)] = 0
+    """Of fill `constant`, in every channel."""
     cutout: Annotated[int, Field(ge=0)] = 0
     """The side of a square that is set to zero, in pixels."""
+    brightness: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The values are multiplied by a factor from [1 - brightness, 1 + brightness]; likewise …"""
+    contrast: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """… the distance from the image's mean gray …"""
+    saturation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """… and the distance from each pixel's own gray."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """The hue turns by up to this share of the colour circle."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha: images and labels are mixed with another one's by a share drawn from Beta(alpha, alpha); 0 is off."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha: a box of another image is set in, of a share likewise drawn. With mixup too, each image takes one."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.fill_value and self.fill != "constant":
+            raise ValueError("augmentation.fill_value needs augmentation.fill 'constant'")
+        return self
 
     @property
     def any(self) -> bool:
-        return bool(self.model_dump(exclude_defaults=True, exclude={"fill"}))
+        return bool(self.model_dump(exclude_defaults=True, exclude={"fill", "fill_value"}))
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with others, and their labels with them."""
+        return bool(self.mixup or self.cutmix)
+
+
+class Group(_Part):
+    """Layers with a learning rate of their own."""
+
+    layers: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """`base`, `head`, or names of layers as in model.frozen."""
+    lr: Positive
+    """In the place of optimizer.lr; the schedule moves all learning rates alike."""
 
 
 class Optimizer(_Part):
@@ -165,6 +270,8 @@ class Optimizer(_Part):
     epsilon: Positive = 1e-8
     epsilon_inside_sqrt: bool = False
     """Of rmsprop: g / sqrt(v + epsilon), as Keras 3 has it, instead of g / (sqrt(v) + epsilon)."""
+    groups: tuple[Group, ...] = ()
+    """Layers that learn faster or slower than the rest."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -194,6 +301,12 @@ class Schedule(_Part):
     warmup: Fraction | None = None
     """The fraction of all steps in which the learning rate rises first; null is 0.3 for one_cycle and 0 for cosine."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.warmup is not None and self.name not in ("cosine", "one_cycle"):
+            raise ValueError(f"schedule.warmup is used by cosine and one_cycle only, not by {self.name!r}; remove it")
+        return self
+
 
 class EarlyStopping(_Part):
     """Stops the fit after `patience` epochs in a row without a better value."""
@@ -206,6 +319,8 @@ class EarlyStopping(_Part):
 class Fit(_Part):
     epochs: Count = 10
     batch_size: Count = 128
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The exponential moving average of the weights, as decay a step (such as 0.999), is what is evaluated and kept."""
     seed: int = 0
     """Of the initial weights, the order of the images, augmentation and dropout."""
     label_smoothing: Fraction = 0.0
@@ -265,12 +380,17 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        output = self.model.output if isinstance(self.model, Backbone) else self.model.head.output
+        output = self.output
         classes = self.data.classes
         if output == "sigmoid" and classes is not None and len(classes) != 2:
             raise ValueError(f"one sigmoid unit tells two classes apart, data.classes has {len(classes)}; use softmax")
         if output == "sigmoid" and self.fit.label_smoothing:
             raise ValueError("fit.label_smoothing is for softmax; set it to 0 or the output to softmax")
+        image, augmentation = self.data.image, self.augmentation
+        if image.channels == 1 and (augmentation.saturation or augmentation.hue):
+            raise ValueError("augmentation.saturation and augmentation.hue need data.image.channels 3; set them to 0")
+        if augmentation.fill == "reflect" and augmentation.crop_padding >= min(image.height, image.width):
+            raise ValueError("augmentation.crop_padding must be less than the image's side where fill is 'reflect'")
         if isinstance(self.data.normalize, Normalize):
             for key in ("mean", "std"):
                 if len(getattr(self.data.normalize, key)) != self.data.image.channels:
@@ -279,7 +399,7 @@ class Recipe(_Part):
 
     @property
     def output(self) -> Literal["softmax", "sigmoid"]:
-        return self.model.output if isinstance(self.model, Backbone) else self.model.head.output
+        return self.model.output_activation
 
     def digest(self) -> str:
         """sha256 over what decides the fit and the export: not names, description, published figures and gate."""
@@ -330,13 +450,18 @@ def _most_telling(error: ValidationError) -> dict[str, Any]:
     unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
     first = _where(problems[0])
     same = [problem for problem in problems if _where(problem)[: len(first)] == first]
-    return (unknown or sorted(same, key=lambda problem: -len(_where(problem))))[0]
+
+    def order(problem: dict[str, Any]) -> tuple[int, bool]:
+        # Of `none` and a part with keys, keys were meant where keys are given.
+        return -len(_where(problem)), problem["type"] == "literal_error" and isinstance(problem["input"], Mapping)
+
+    return (unknown or sorted(same, key=order))[0]
 
 
 def _where(problem: dict[str, Any]) -> list[Any]:
     """The path to the value as a recipe spells it: without the names of a union's alternatives."""
-    tags = ("convnet", "backbone", "Normalize", "literal['unit','standard']")
-    return [part for part in problem["loc"] if part not in tags]
+    tags = ("convnet", "backbone", "Normalize", "Weights", "Head")
+    return [part for part in problem["loc"] if part not in tags and not str(part).startswith(("literal[", "function-"))]
 
 
 def _explain(problem: dict[str, Any]) -> str:
@@ -357,6 +482,8 @@ def _explain(problem: dict[str, Any]) -> str:
             sentence = f"{key}.kind is {problem['ctx']['tag']!r}; use one of {problem['ctx']['expected_tags']}"
         case "model_type" | "model_attributes_type":
             sentence = f"{key} is {problem['input']!r:.80}; expected keys and values"
+        case "tuple_type":
+            sentence = f"{key} is {problem['input']!r:.80}; write a list, as in [a, b]"
         case "value_error":
             sentence = message
         case _:

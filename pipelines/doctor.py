@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from contracts import places
+from contracts.errors import StrideError
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -62,6 +63,9 @@ def examine(*, port: int = 3000, mlflow_port: int = 5000) -> list[Check]:
     for name, look in looks:
         try:
             checks += look()
+        except StrideError as error:
+            detail, _, remedy = error.message.rstrip(".").partition("; ")
+            checks.append(Check(name, "fail", detail, remedy))
         except Exception as error:  # noqa: BLE001 - a broken installation raises anything, and that is the finding
             reason = (str(error).splitlines() or [""])[0]
             checks.append(Check(name, "fail", f"{type(error).__name__}: {reason}", "install again with 'make setup'"))

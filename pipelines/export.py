@@ -55,10 +55,12 @@ def export(run_id: str, *, output: Path | None = None, dataset: Dataset | None =
     Raises:
         ExportError: torch cannot write the network as ONNX, or onnxruntime does not answer as torch does.
         DataError: the data are gone, or their test images are no longer those of the run.
-        BundleError: the run's bundle is registered as a version and was changed since.
+        BundleError: the run's bundle is registered as a version and was changed since, or something else than a
+            bundle stands at `output`.
         RegistryError: no such finished run, or the tracking server is away.
     """
-    output = output or places.home() / "bundles" / run_id
+    output = output.resolve() if output else places.home() / "bundles" / run_id
+    bundles.check_free(output)
     client = registry.connect()
     if (logged := _logged(client, run_id, output)) is not None:
         say(f"bundle {logged.digest[:12]} of run {run_id} was exported before")
@@ -163,8 +165,10 @@ def golden_images(
 
 def _logged(client: MlflowClient, run_id: str, output: Path) -> Bundle | None:
     """The bundle that the run holds, copied to `output`; the remains of an interrupted export are taken away."""
+    from services.training.tracking import get_run
+
+    run = get_run(run_id)
     with registry.registry_errors(f"to read run {run_id}"):
-        run = client.get_run(run_id)
         if not client.list_artifacts(run_id, BUNDLE_ARTIFACT):
             return None
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -150,6 +150,11 @@ def settle(client: MlflowClient, model: str) -> list[Entry]:
     return settled
 
 
+def champions(entries: Sequence[Entry]) -> set[str]:
+    """Every version that has been the champion."""
+    return {entry.to_version for entry in entries if entry.state == "done" and entry.to_version is not None}
+
+
 def former_champions(entries: Sequence[Entry], current: str) -> list[str]:
     """The versions that a rollback from `current` can go back to, the latest first.
 

@@ -8,26 +8,24 @@ replaced meanwhile stops and moves nothing.
 from __future__ import annotations
 
 import fcntl
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import quote
 
-import numpy as np
-
 from contracts import places
-from contracts.bundle import MODEL, Bundle
-from contracts.errors import DataError, GateRefused, RegistryError
-from contracts.recipe import Gate, Recipe, parse
+from contracts.bundle import Bundle
+from contracts.errors import GateRefused, RegistryError
+from contracts.recipe import Gate
 from contracts.registry import CHAMPION, PROMOTED_AT
-from pipelines import graph, history, parity, registry
+from pipelines import history, registry
 from pipelines.export import Say, silent
-from pipelines.gate import Facts, Verdict, decide
+from pipelines.gate import Verdict
+from pipelines.judging import judge, load_recipe, record
 from pipelines.registry import Version
 
 if TYPE_CHECKING:
@@ -98,8 +96,8 @@ def submit(
         if (same := _unchanged(client, champion, bundle)) is not None:
             return same
         recipe = load_recipe(run_id)
-        verdict = _judge(client, bundle, champion, recipe, thresholds, allow_new_labels, dataset, say)
-        _record_verdict(client, run_id, verdict)
+        verdict = judge(client, bundle, champion, recipe, thresholds, allow_new_labels, dataset, say)
+        record(client, run_id, verdict)
         if not verdict.accepted:
             raise _refuse(client, model, champion, run_id, verdict)
         say(f"registering run {run_id} as a version of {model}")
@@ -129,8 +127,8 @@ def promote(
         if (same := _unchanged(client, champion, bundle)) is not None:
             return same
         recipe = load_recipe(candidate.run_id)
-        verdict = _judge(client, bundle, champion, recipe, thresholds, allow_new_labels, None, say)
-        _record_verdict(client, candidate.run_id, verdict)
+        verdict = judge(client, bundle, champion, recipe, thresholds, allow_new_labels, None, say)
+        record(client, candidate.run_id, verdict)
         if not verdict.accepted:
             raise _refuse(client, model, champion, candidate.run_id, verdict)
         return _promote(client, candidate, champion, verdict, say)
@@ -142,7 +140,8 @@ def rollback(model: str, *, to: str | None = None, say: Say = silent) -> Promoti
     The gate is not asked: a rollback leads back to what has been served. The version is verified all the same.
 
     Raises:
-        RegistryError: the model has no champion or no former one, there is no such version, or the server is away.
+        RegistryError: the model has no champion or no former one, there is no such version or it never was the
+            champion, or the server is away.
         BundleError: the former champion's bundle is incomplete or changed; the champion stays.
     """
     client = registry.connect()
@@ -154,6 +153,11 @@ def rollback(model: str, *, to: str | None = None, say: Say = silent) -> Promoti
         target = registry.get_version(client, model, to) if to else _former(client, champion)
         if target.version == champion.version:
             raise RegistryError(f"{champion.who} is the champion already; name another version to roll back to.")
+        if target.version not in history.champions(history.read(client, model)):
+            advice = f"`stride promote {model} {target.version}` asks the gate first"
+            raise RegistryError(
+                f"{target.who} has never been the champion, a rollback leads to one that has; {advice}."
+            )
         say(f"verifying {target.who}")
         registry.read_back(client, target, Path(directory))
         reason = f"rolled back from version {champion.version} to version {target.version}"
@@ -187,73 +191,6 @@ def locked(model: str, *, say: Say = silent, timeout: float = LOCK_SECONDS) -> I
                     waiting = True
                 time.sleep(0.05)  # flock has no wait with a deadline
         yield
-
-
-def load_recipe(run_id: str) -> Recipe:
-    """The recipe of a run (RegistryError where the run does not hold one)."""
-    from services.training.runs import RECIPE, read_artifacts
-
-    content = json.loads(read_artifacts(run_id, (RECIPE,))[RECIPE])
-    return parse(content, name=content["name"])
-
-
-def _judge(
-    client: MlflowClient,
-    bundle: Bundle,
-    champion: Version | None,
-    recipe: Recipe,
-    thresholds: Gate | None,
-    allow_new_labels: bool,
-    dataset: Dataset | None,
-    say: Say,
-) -> Verdict:
-    candidate = Facts.of(bundle.manifest, who=f"run {bundle.manifest.provenance.run_id}")
-    facts = None
-    if champion is not None and champion.digest is None:
-        say(f"{champion.who} is the champion but has no bundle, so no server serves it and nothing is compared with it")
-    elif champion is not None:
-        facts = Facts.of(registry.fetch_manifest(client, champion), who=champion.who)
-        if facts.labels == candidate.labels and facts.test_fingerprint != candidate.test_fingerprint:
-            say(f"measuring {champion.who} on the candidate's test images")
-            facts = _measure_again(client, champion, facts, candidate, recipe, dataset, say)
-    verdict = decide(candidate, facts, thresholds or recipe.gate, allow_new_labels=allow_new_labels)
-    for reason in verdict.reasons:
-        say(f"gate: {reason}")
-    return verdict
-
-
-def _measure_again(
-    client: MlflowClient,
-    champion: Version,
-    facts: Facts,
-    candidate: Facts,
-    recipe: Recipe,
-    dataset: Dataset | None,
-    say: Say,
-) -> Facts:
-    """The champion's facts with its accuracy on the candidate's test images, at the champion's own image size.
-
-    Where these cannot be had, the facts come back as they are and the gate refuses.
-    """
-    from services.training.data import load
-
-    with tempfile.TemporaryDirectory() as directory:
-        bundle = registry.fetch(client, champion.run_id, Path(directory), digest=champion.digest)
-        try:
-            own = dataset or load(recipe.data)
-            spec = bundle.manifest.input
-            # Splits depend on the seed and the labels alone: another size gives the same images in the same order.
-            sized = own if spec == recipe.data.image else load(recipe.data.model_copy(update={"image": spec}))
-        except DataError as error:
-            say(f"the candidate's test images cannot be read: {error.message}")
-            return facts
-        if own.test_fingerprint != candidate.test_fingerprint or not np.array_equal(sized.test.labels, own.test.labels):
-            say("the data set now holds other test images than the candidate was measured on")
-            return facts
-        session = graph.open_session(bundle.read(MODEL))
-        answers = graph.predict(session, sized.test.images, batch_size=64)
-    accuracy = parity.accuracy(answers, sized.test.labels)
-    return replace(facts, accuracy=accuracy, test_fingerprint=candidate.test_fingerprint)
 
 
 def _unchanged(client: MlflowClient, champion: Version | None, bundle: Bundle) -> Promotion | None:
@@ -338,16 +275,6 @@ def _former(client: MlflowClient, champion: Version) -> Version:
         if (found := registry.find_version(client, champion.model, number)) is not None:
             return found
     raise RegistryError(f"{champion.who} has no former champion in the history; name a version to roll back to.")
-
-
-def _record_verdict(client: MlflowClient, run_id: str, verdict: Verdict) -> None:
-    """Write the verdict where the run is looked at: tags, a metric, and an artifact for people and for programs."""
-    with registry.registry_errors(f"to log the verdict on run {run_id}"):
-        client.set_tag(run_id, "stride.verdict", "accepted" if verdict.accepted else "refused")
-        client.set_tag(run_id, "stride.verdict_reasons", "; ".join(verdict.reasons)[:5000])
-        client.log_metric(run_id, "gate/accepted", float(verdict.accepted))
-        client.log_text(run_id, json.dumps(verdict.to_json(), indent=2), "verdict/verdict.json")
-        client.log_text(run_id, verdict.to_markdown(), "verdict/verdict.md")
 
 
 def _result(

@@ -47,7 +47,7 @@ def override(content: dict[str, Any], item: str) -> None:
         raise RecipeError(f"--set {item!r} is not KEY=VALUE; write it like optimizer.lr=3e-4.")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that the calendar does not have
         raise RecipeError(
             f"--set {key}: the value {text!r} is not YAML; quote it, or write a list as [1, 2]."
         ) from error
@@ -90,7 +90,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe file '{path}' cannot be read ({error}); give a UTF-8 text file.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
         problem = getattr(error, "problem", None) or "it cannot be parsed"

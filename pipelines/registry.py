@@ -127,7 +127,11 @@ def fetch(client: MlflowClient, run_id: str, into: Path, *, digest: str | None =
         if not client.list_artifacts(run_id, BUNDLE_ARTIFACT):
             raise BundleError(f"run {run_id}: it holds no {BUNDLE_ARTIFACT}/; export it (`stride export {run_id}`).")
         path = Path(client.download_artifacts(run_id, BUNDLE_ARTIFACT, str(into)))
-    found = bundles.read(path)
+    try:
+        found = bundles.read(path)
+    except BundleError as error:  # told of the run: the temporary directory means nothing to the reader
+        reason = error.message.removeprefix(f"bundle {path}: ").rpartition("; ")[0]
+        raise BundleError(f"run {run_id}: its bundle is broken: {reason}; roll back, or ship again.") from error
     if digest is not None and found.digest != digest:
         raise _changed(f"the bundle of run {run_id}", found.digest, digest)
     return found

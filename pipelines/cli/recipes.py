@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.cli.console import Json, Overrides, RecipeName, answer, answer_json, say, table, working
+from pipelines.cli.console import Json, Overrides, RecipeName, answer, answer_json, table, working
 
 if TYPE_CHECKING:
     from contracts.recipe import Recipe
@@ -71,7 +71,10 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     classes = len(recipe.data.classes) if recipe.data.classes else _CLASSES.get(recipe.data.dataset)
     parameters = trainable = None
     if classes is not None:
-        with torch.device("meta"):  # shapes without memory or initial values: milliseconds even for a large net
+        try:
+            with torch.device("meta"):  # shapes without memory or initial values: milliseconds even for a large net
+                network = build(recipe.model, image=recipe.data.image, classes=classes)
+        except NotImplementedError:  # torchvision's RegNets compute their widths with tensors that hold values
             network = build(recipe.model, image=recipe.data.image, classes=classes)
         parameters, trainable = count_parameters(network)
     return {
@@ -112,9 +115,7 @@ def data(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False)
     answer(table(rows, ("class", *splits)))
     answer(f"\nfingerprint       {dataset.fingerprint}\ntest fingerprint  {dataset.test_fingerprint}")
     answer(f"in test and elsewhere too: {dataset.overlap} images")
-    answer(f"left out: {len(dataset.skipped)} files")
-    for skipped in dataset.skipped:
-        say(f"  {skipped.path}: {skipped.reason}")
+    answer(f"left out: {len(dataset.skipped)} files")  # loading has named them on standard error
 
 
 def _report(dataset: Dataset) -> dict[str, Any]:

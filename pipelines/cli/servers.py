@@ -127,8 +127,8 @@ def _follow(records: list[Record]) -> None:
             if text := log.read():
                 say(text.rstrip("\n"))
             if ended:
-                names = [record.name for record in records if record.pid == ended[0].pid]
-                raise StrideError(f"{names[0]} ended by itself; its log is {records[-1].log}.")
+                gone = next(record for record in records if record.pid == ended[0].pid)
+                raise StrideError(f"{gone.name} ended by itself; its log is {gone.log}.")
 
 
 @contextlib.contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,45 +9,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.recipe import Recipe
+from services.training.drawing import BLUE, GRID, INK, VERMILION, new_figure, percent, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Two colours that stay apart for colour-blind readers and in print (Okabe and Ito's blue and vermilion).
-_TRAIN: Final = "#0072B2"
-_VALIDATION: Final = "#D55E00"
-_INK: Final = "#333333"
-_GRID: Final = "#E4E4E4"
 _NUMBERED: Final = 25
 """Most classes whose confusion matrix has a number in every cell."""
 _TICKS: Final = 50
 """Most class names along an axis."""
 
 
-def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG, 110 dots an inch."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # Class names in a script that the bundled font lacks become boxes; the tables hold them whole.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(buffer, format="png", dpi=110, facecolor="white")
-    return buffer.getvalue()
-
-
 def learning_curves(history: Sequence[Mapping[str, float]], recipe: Recipe) -> Figure:
     """Loss, accuracy and learning rate over the epochs; a dotted line stands at the best epoch."""
-    figure = _figure(13, 4.2)
+    figure = new_figure(13, 4.2)
     epochs = np.arange(1, len(history) + 1)
     marker = "o" if len(history) <= 30 else None
     loss, accuracy, rate = figure.subplots(1, 3)
     for axes, what in ((loss, "loss"), (accuracy, "accuracy")):
-        for split, colour in (("train", _TRAIN), ("validation", _VALIDATION)):
+        for split, colour in (("train", BLUE), ("validation", VERMILION)):
             values = [row.get(f"{split}/{what}", np.nan) for row in history]
             axes.plot(epochs, values, color=colour, label=split, marker=marker, markersize=3.5, linewidth=1.8)
         _style(axes, what.capitalize(), epochs)
     rates = np.array([row.get("lr", np.nan) for row in history])
-    rate.plot(epochs, rates, color=_INK, marker=marker, markersize=3.5, linewidth=1.8)
+    rate.plot(epochs, rates, color=INK, marker=marker, markersize=3.5, linewidth=1.8)
     _style(rate, "Learning rate", epochs)
     if np.nanmin(rates, initial=np.inf) * 20 < np.nanmax(rates, initial=0):
         rate.set_yscale("log")
@@ -69,7 +53,7 @@ def confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...]) -> Figu
 
     classes = len(labels)
     side = float(np.clip(2.6 + 0.42 * classes, 4.2, 12.5))
-    figure = _figure(2 * side + 0.6, side)
+    figure = new_figure(2 * side + 0.6, side)
     left, right = figure.subplots(1, 2)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     # Mistakes are rare: on a linear scale of counts all but the diagonal would look empty.
@@ -78,13 +62,13 @@ def confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...]) -> Figu
     shares = right.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for axes, image, title in ((left, counts, "Test images"), (right, shares, "Share of the true class")):
         _class_ticks(axes, labels)
-        axes.set_title(title, color=_INK, fontsize=12, loc="left")
+        axes.set_title(title, color=INK, fontsize=12, loc="left")
         if classes > _NUMBERED:
             figure.colorbar(image, ax=axes, shrink=0.8)
     if classes <= _NUMBERED:
         size = float(np.interp(classes, [2, 10, _NUMBERED], [14, 9.5, 6]))
         _numbers(left, matrix, [f"{value:,}" for value in matrix.flat], np.sqrt(matrix / most), size)
-        _numbers(right, share, [_percent(value) for value in share.flat], share, size)
+        _numbers(right, share, [percent(value) for value in share.flat], share, size)
     return figure
 
 
@@ -110,27 +94,17 @@ def mistakes(
     shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
     columns = max(min(len(shown), 8), 4)
     rows = max(-(-len(shown) // columns), 1)
-    figure = _figure(1.5 * columns, 1.95 * rows + 0.5)
+    figure = new_figure(1.5 * columns, 1.95 * rows + 0.5)
     title = f"{_mistakes(len(wrong))} on {len(truth):,} test images"
     more = f"; the {len(shown)} that the network was surest of" if len(wrong) > len(shown) else ""
-    figure.suptitle(title + more, color=_INK, fontsize=12)
+    figure.suptitle(title + more, color=INK, fontsize=12)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, index in zip(grid.flat, shown, strict=False):
         axes.imshow(images[index].squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        found = f"{_short(labels[predicted[index]], 10)} ({_percent(confidence[index])})"
-        axes.set_title(f"true {_short(labels[truth[index]], 10)}\nsaid {found}", fontsize=8, color=_INK, pad=3)
-    return figure
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
-    FigureCanvasAgg(figure)
+        found = f"{short(labels[predicted[index]], 10)} ({percent(confidence[index])})"
+        axes.set_title(f"true {short(labels[truth[index]], 10)}\nsaid {found}", fontsize=8, color=INK, pad=3)
     return figure
 
 
@@ -145,32 +119,32 @@ def _best_epoch(history: Sequence[Mapping[str, float]], recipe: Recipe) -> int:
 def _style(axes: Axes, title: str, epochs: NDArray[np.int64]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_title(title, color=_INK, fontsize=12, loc="left")
-    axes.set_xlabel("epoch", color=_INK)
+    axes.set_title(title, color=INK, fontsize=12, loc="left")
+    axes.set_xlabel("epoch", color=INK)
     axes.set_xlim(0.5, max(len(epochs), 1) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(visible=True, color=_GRID, linewidth=0.8)
+    axes.grid(visible=True, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=_INK)
+    axes.tick_params(colors=INK)
 
 
 def _class_ticks(axes: Axes, labels: tuple[str, ...]) -> None:
     classes = len(labels)
     places = np.arange(0, classes, -(-classes // _TICKS))
-    names = [_short(labels[place]) for place in places]
+    names = [short(labels[place]) for place in places]
     size = float(np.interp(len(places), [2, 10, _TICKS], [11, 9.5, 6]))
     long = max(len(name) for name in names) * len(places) > 60
     turned: dict[str, Any] = {"rotation": 90} if long else {}
     axes.set_xticks(places, names, fontsize=size, **turned)
     axes.set_yticks(places, names, fontsize=size)
-    axes.set_xlabel("predicted", color=_INK)
-    axes.set_ylabel("true", color=_INK)
-    axes.tick_params(length=0, colors=_INK)
+    axes.set_xlabel("predicted", color=INK)
+    axes.set_ylabel("true", color=INK)
+    axes.tick_params(length=0, colors=INK)
     if classes <= _NUMBERED:  # lines between the cells, so that empty ones can be counted too
         axes.set_xticks(np.arange(0.5, classes - 1), minor=True)
         axes.set_yticks(np.arange(0.5, classes - 1), minor=True)
-        axes.grid(visible=True, which="minor", color=_GRID, linewidth=0.8)
+        axes.grid(visible=True, which="minor", color=GRID, linewidth=0.8)
         axes.tick_params(which="minor", length=0)
     axes.spines[:].set_color("#BBBBBB")
 
@@ -180,24 +154,9 @@ def _numbers(axes: Axes, values: NDArray[Any], texts: list[str], shade: NDArray[
     for place, text in enumerate(texts):
         row, column = divmod(place, columns)
         if values[row, column] > 0:  # an empty cell says zero by itself
-            colour = "white" if shade[row, column] > 0.55 else _INK
+            colour = "white" if shade[row, column] > 0.55 else INK
             axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
-
-
-def _percent(share: float) -> str:
-    """99.96% must not be written 100%."""
-    if 0.995 <= share < 1:
-        return f"{min(share * 100, 99.9):.1f}%"
-    return f"{share:.0%}" if share >= 0.01 or share == 0 else "<1%"
 
 
 def _mistakes(number: int) -> str:
     return {0: "No mistake", 1: "1 mistake"}.get(number, f"{number:,} mistakes")
-
-
-def _short(label: str, most: int = 14) -> str:
-    """Cut in the middle: names often differ at their ends only."""
-    if len(label) > most:
-        end = most // 3
-        label = f"{label[: most - end - 1]}…{label[-end:]}"
-    return label.replace("$", r"\$")  # two of them would start a formula

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,12 +14,13 @@ from torch import Tensor, nn
 
 from contracts.errors import FitError
 from contracts.recipe import Recipe
-from services.training.augment import augment
+from services.training.averaging import Average
+from services.training.batches import drawn
 from services.training.data.dataset import Split
 from services.training.device import Plan
 from services.training.evaluate import evaluate, to_device
 from services.training.networks import ServedGraph
-from services.training.objective import loss_and_correct
+from services.training.objective import SoftLabels, loss_and_correct
 from services.training.optimizers import make_optimizer
 from services.training.progress import Progress
 from services.training.schedules import LearningRate, Patience
@@ -34,7 +37,7 @@ class FitResult:
     """What a fit came to; the graph holds the weights that were kept."""
 
     history: list[dict[str, float]]
-    """The metrics of each epoch."""
+    """The metrics of each epoch; validation is of the averaged weights where `fit.ema` asks for them."""
     best_epoch: int
     """Counted from 1; the epoch whose weights were kept, where `fit.restore_best` says so."""
     best: dict[str, float]
@@ -47,6 +50,10 @@ class FitResult:
     """Why the fit ended."""
 
 
+def _no_one(_: int, __: ServedGraph) -> None:
+    """Watches nothing."""
+
+
 def fit(  # noqa: PLR0915 - the loop is read top to bottom, so it is one function
     graph: ServedGraph,
     train: Split,
@@ -56,6 +63,7 @@ def fit(  # noqa: PLR0915 - the loop is read top to bottom, so it is one functio
     *,
     log: EpochLog,
     progress: Progress,
+    watch: Callable[[int, ServedGraph], None] = _no_one,
 ) -> FitResult:
     """Fit a network to a recipe.
 
@@ -67,6 +75,8 @@ def fit(  # noqa: PLR0915 - the loop is read top to bottom, so it is one functio
         plan: Device, precision and memory format.
         log: Gets the metrics of every epoch.
         progress: Shows where the fit is.
+        watch: Called with the epoch and the graph that was evaluated, after each epoch is logged; it must leave the
+            graph as it is.
 
     Raises:
         FitError: the loss is not finite any more, or the device is out of memory.
@@ -76,13 +86,15 @@ def fit(  # noqa: PLR0915 - the loop is read top to bottom, so it is one functio
     images, labels = to_device(train.images, device), to_device(train.labels, device)
     held_out = to_device(validation.images, device), to_device(validation.labels, device)
     graph.to(device).to(memory_format=plan.memory_format)
-    n, batch_size = len(labels), min(config.batch_size, len(labels))
-    steps_per_epoch = math.ceil(n / batch_size)
+    average = Average(graph, config.ema) if config.ema is not None else None
+    judged = average.graph if average else graph  # whose weights are evaluated and kept
+    n = len(labels)
+    batches = batch_bounds(n, config.batch_size)
 
     order = torch.Generator().manual_seed(config.seed)  # on the CPU, so that the order is the same on every device
     randomness = torch.Generator(device=device).manual_seed(config.seed + 1)
-    optimizer = make_optimizer(recipe.optimizer, graph.network.parameters())
-    learning_rate = LearningRate(recipe.schedule, recipe.optimizer.lr, steps_per_epoch * config.epochs)
+    optimizer = make_optimizer(recipe.optimizer, graph.network)
+    learning_rate = LearningRate(recipe.schedule, recipe.optimizer.lr, len(batches) * config.epochs)
     scaler = torch.amp.GradScaler(plan.device, enabled=plan.precision == "fp16")
     monitor = config.early_stopping.monitor if config.early_stopping else "validation/accuracy"
     patience = Patience(
@@ -101,26 +113,26 @@ def fit(  # noqa: PLR0915 - the loop is read top to bottom, so it is one functio
         permutation = torch.randperm(n, generator=order).to(device)
         totals = torch.zeros(2, device=device)  # loss and right answers, read only where the host must know them
         epoch_started = time.perf_counter()
-        for start in range(0, n, batch_size):
-            index = permutation[start : start + batch_size]
-            batch, truth = images.index_select(0, index), labels.index_select(0, index)  # rows at once: 5x indexing
-            if recipe.augmentation.any:
-                batch = augment(batch, recipe.augmentation, randomness)
+        augmented = drawn(images, labels, permutation, batches, recipe.augmentation, randomness)
+        for (_, stop), (batch, truth) in zip(batches, augmented, strict=True):
             rate = learning_rate.at(step)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("lr_scale", 1.0)
             loss, right = training_step(graph, batch, truth, recipe, plan, optimizer, scaler)
-            totals += torch.stack((loss * len(truth), right))
+            if average is not None:
+                average.update()
+            totals += torch.stack((loss * len(batch), right))
             step += 1
             if progress.due():  # a few times a second: the only place inside an epoch where the device is waited for
-                _finite(totals, epoch, rate, recipe)
-                progress.step(epoch, start + len(truth), totals.tolist())
-        _finite(totals, epoch, rate, recipe)
+                _finite(totals, "loss", epoch, rate, recipe)
+                progress.step(epoch, stop, totals.tolist())
+        _finite(totals, "loss", epoch, rate, recipe)
         loss_sum, right_sum = totals.tolist()
         epoch_seconds = time.perf_counter() - epoch_started
         training_seconds += epoch_seconds
 
-        validation_loss, validation_accuracy = evaluate(graph, *held_out, precision=plan.autocast())
+        validation_loss, validation_accuracy = evaluate(judged, *held_out, precision=plan.autocast())
+        _finite([validation_loss], "validation loss", epoch, rate, recipe)  # NaN would stay the best value for ever
         metrics = {
             "train/loss": loss_sum / n,
             "train/accuracy": right_sum / n,
@@ -133,11 +145,12 @@ def fit(  # noqa: PLR0915 - the loop is read top to bottom, so it is one functio
         history.append(metrics)
         log.epoch(epoch, metrics)
         progress.epoch(epoch, metrics)
+        watch(epoch, judged)
 
         if patience.better(metrics[monitor]):
             best_epoch = epoch
             if config.restore_best:
-                best_state = {name: value.clone() for name, value in graph.state_dict().items()}
+                best_state = {name: value.clone() for name, value in judged.state_dict().items()}
         learning_rate.after_epoch(metrics)
         if config.early_stopping and patience.exhausted:
             stopped = f"{monitor} was not better for {patience.patience} epochs in a row"
@@ -146,6 +159,7 @@ def fit(  # noqa: PLR0915 - the loop is read top to bottom, so it is one functio
     if config.restore_best and best_state is not None:
         graph.load_state_dict(best_state)
     else:
+        graph.load_state_dict(judged.state_dict())
         best_epoch = len(history)
     graph.eval()
     return FitResult(
@@ -158,10 +172,22 @@ def fit(  # noqa: PLR0915 - the loop is read top to bottom, so it is one functio
     )
 
 
+def batch_bounds(images: int, size: int) -> list[tuple[int, int]]:
+    """(start, stop) of every batch of an epoch; the last one may be short, or one image longer than `size`.
+
+    An image that would be left alone joins the batch before it: BatchNorm over a 1x1 feature map has nothing to
+    normalise with in a batch of one.
+    """
+    starts = list(range(0, images, size))
+    if size > 1 and images % size == 1 and len(starts) > 1:
+        starts.pop()
+    return list(itertools.pairwise([*starts, images]))
+
+
 def training_step(
     graph: ServedGraph,
     batch: Tensor,
-    truth: Tensor,
+    truth: Tensor | SoftLabels,
     recipe: Recipe,
     plan: Plan,
     optimizer: torch.optim.Optimizer,
@@ -172,13 +198,13 @@ def training_step(
     Args:
         graph: In training mode, on the plan's device.
         batch: uint8 or float32 (batch, height, width, channels), 0-255.
-        truth: int64 (batch,).
+        truth: int64 (batch,), or soft labels.
 
     Returns:
         The batch's mean loss and its number of right answers, scalars on the device.
 
     Raises:
-        FitError: the device is out of memory.
+        FitError: the device is out of memory, or BatchNorm has one value a channel to normalise with.
     """
     try:
         with plan.autocast():
@@ -198,12 +224,19 @@ def training_step(
             f"recipe '{recipe.name}': the {plan.device} is out of memory at fit.batch_size {size}; "
             f"try --set fit.batch_size={max(1, size // 2)}."
         ) from error
+    except ValueError as error:
+        if len(batch) > 1:
+            raise
+        raise FitError(
+            f"recipe '{recipe.name}': a batch of one image cannot be fitted ({error}); "
+            "set fit.batch_size to at least 2."
+        ) from error
     return loss.detach(), right
 
 
-def _finite(totals: Tensor, epoch: int, rate: float, recipe: Recipe) -> None:
-    if not math.isfinite(float(totals[0])):
+def _finite(values: Tensor | list[float], what: str, epoch: int, rate: float, recipe: Recipe) -> None:
+    if not math.isfinite(float(values[0])):
         raise FitError(
-            f"recipe '{recipe.name}': the loss is not finite in epoch {epoch} at learning rate {rate:g}; "
+            f"recipe '{recipe.name}': the {what} is not finite in epoch {epoch} at learning rate {rate:g}; "
             f"try --set optimizer.lr={recipe.optimizer.lr / 10:g} or --set fit.clip_norm=1."
         )

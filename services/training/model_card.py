@@ -25,7 +25,9 @@ _RESULTS: Final = {
     "test/macro_precision": "precision, mean over the classes",
     "test/macro_recall": "recall, mean over the classes",
     "test/roc_auc": "area under the ROC curve (more than two classes: one against the rest, mean)",
+    "test/average_precision": "area under the precision-recall curve (likewise)",
     "test/calibration_error": f"expected calibration error ({BINS} bins)",
+    "test/calibration_error_uncalibrated": "the same before the temperature",
 }
 
 
@@ -66,8 +68,7 @@ def _summary(recipe: Recipe, dataset: Dataset, results: Mapping[str, float]) -> 
     height, width, channels = recipe.data.image.shape
     colour = "grayscale" if channels == 1 else "RGB"
     if isinstance(recipe.model, Backbone):
-        start = "ImageNet weights" if recipe.model.weights == "imagenet" else "random weights"
-        network = f"torchvision's {recipe.model.name}, started from {start}"
+        network = f"torchvision's {recipe.model.name}, started from {_start(recipe.model)}"
     else:
         network = f"a convolutional network of {_count(len(recipe.model.blocks), 'block')}"
     lines = [
@@ -78,6 +79,13 @@ def _summary(recipe: Recipe, dataset: Dataset, results: Mapping[str, float]) -> 
     if recipe.published.source:
         lines.append(f"Recipe after: {recipe.published.source}")
     return "\n\n".join(lines)
+
+
+def _start(model: Backbone) -> str:
+    if isinstance(model.weights, str):
+        return "ImageNet weights" if model.weights == "imagenet" else "random weights"
+    key, value = next((key, value) for key, value in model.weights if value is not None)
+    return f"the weights of {key} {value}"
 
 
 def _results(recipe: Recipe, dataset: Dataset, results: Mapping[str, float], facts: Mapping[str, str]) -> str:

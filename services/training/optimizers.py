@@ -8,12 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from contracts.errors import RecipeError
 from contracts.recipe import Optimizer
+from services.training.networks.layers import parameters_of
+
+Groups = list[dict[str, Any]]
 
 
-def make_optimizer(config: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of a recipe over the parameters that train."""
-    trained = [p for p in parameters if p.requires_grad]
+def make_optimizer(config: Optimizer, parameters: nn.Module | Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of a recipe over the parameters that train.
+
+    Args:
+        config: The recipe's part.
+        parameters: A network, or parameters alone, which are one group: they have no names.
+
+    Raises:
+        RecipeError: see `parameter_groups`.
+    """
+    trained: list[nn.Parameter] | Groups
+    if isinstance(parameters, nn.Module):
+        trained = parameter_groups(config, parameters)
+    else:
+        trained = [p for p in parameters if p.requires_grad]
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.name == "sgd":
         return torch.optim.SGD(trained, momentum=config.momentum, nesterov=config.nesterov, fused=True, **common)
@@ -29,6 +45,31 @@ def make_optimizer(config: Optimizer, parameters: Iterable[nn.Parameter]) -> tor
     return kind(trained, betas=config.betas, eps=config.epsilon, fused=True, **common)
 
 
+def parameter_groups(config: Optimizer, network: nn.Module) -> Groups:
+    """The parameters that train, as torch's optimizers take them; `lr_scale` is a group's share of the learning rate.
+
+    Raises:
+        RecipeError: a layer of a group is not known, is held, or stands in two groups.
+    """
+    rest = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    trained = set(rest)
+    groups: Groups = []
+    for index, group in enumerate(config.groups):
+        key = f"optimizer.groups.{index}.layers"
+        for layer in group.layers:
+            named = parameters_of(network, [layer], key=key) & trained
+            if not named:
+                raise RecipeError(f"{key}: {layer!r} has nothing to train, it is held or has no weights; remove it.")
+            if not named <= set(rest):
+                raise RecipeError(f"{key}: {layer!r} is in another group or named twice; leave it in one.")
+            scale = group.lr / config.lr
+            members = [rest.pop(name) for name in list(rest) if name in named]
+            groups.append({"params": members, "lr": group.lr, "lr_scale": scale})
+    if rest:
+        groups.insert(0, {"params": list(rest.values()), "lr": config.lr, "lr_scale": 1.0})
+    return groups
+
+
 class KerasRMSprop(torch.optim.Optimizer):
     """RMSprop with epsilon inside the root: w -= lr * g / sqrt(v + epsilon), as Keras 3 computes it.
 
@@ -38,7 +79,7 @@ class KerasRMSprop(torch.optim.Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[nn.Parameter] | Groups,
         *,
         lr: float,
         smoothing: float,

@@ -1,7 +1,7 @@
 """A finished run's artifacts: what training leaves for export, and how it is read again.
 
 recipe.json            the resolved recipe
-network.json           labels, normalisation, output
+network.json           labels, normalisation, output, temperature
 weights.safetensors    the network's weights (no pickle)
 result.json            the TrainResult
 """
@@ -47,7 +47,13 @@ def save(run: Run, *, recipe: Recipe, labels: tuple[str, ...], graph: ServedGrap
     from safetensors.torch import save as to_bytes
 
     mean, std = (graph.mean / 255).flatten().tolist(), (1 / (255 * graph.scale)).flatten().tolist()
-    network = {"labels": labels, "output": graph.output, "mean": mean, "std": std}
+    network = {
+        "labels": labels,
+        "output": graph.output,
+        "mean": mean,
+        "std": std,
+        "temperature": float(graph.temperature),
+    }
     weights = {name: value.detach().cpu().contiguous() for name, value in graph.network.state_dict().items()}
     run.file(RECIPE, recipe.model_dump_json(indent=2))
     run.file(NETWORK, json.dumps(network, indent=2))
@@ -76,10 +82,14 @@ def load_run(run_id: str) -> TrainedRun:
     labels = tuple(description["labels"])
     # The initial values are overwritten at once; the caller's random numbers stay as they were.
     with torch.random.fork_rng(devices=[]):
-        network = build(_without_download(recipe).model, image=recipe.data.image, classes=len(labels))
+        network = build(recipe.model, image=recipe.data.image, classes=len(labels))
     network.load_state_dict(from_bytes(files[WEIGHTS]))
     graph = ServedGraph(
-        network, output=description["output"], mean=tuple(description["mean"]), std=tuple(description["std"])
+        network,
+        output=description["output"],
+        mean=tuple(description["mean"]),
+        std=tuple(description["std"]),
+        temperature=description.get("temperature", 1.0),  # runs from before it was fitted have none
     )
     tags: dict[str, str] = found.data.tags
     return TrainedRun(
@@ -127,12 +137,6 @@ def read_result(run_id: str) -> dict[str, Any] | None:
     except (StrideError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def _without_download(recipe: Recipe) -> Recipe:
-    if recipe.model.kind == "backbone":
-        return recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "none"})})
-    return recipe
 
 
 def _line(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,23 @@ CLIP: Final = 1e-7
 """The smallest probability that the cross-entropy sees: one confident mistake costs at most 16.1."""
 
 
+class Reliability(NamedTuple):
+    """The images by the probability of their predicted class, in `BINS` bins of equal width from 0 to 1."""
+
+    images: NDArray[np.int64]
+    accuracy: NDArray[np.float64]
+    """Their share of right answers; 0 in an empty bin."""
+    confidence: NDArray[np.float64]
+    """Their mean probability; 0 in an empty bin."""
+
+
 def score(truth: NDArray[np.int64], probabilities: NDArray[np.float32]) -> dict[str, float]:
     """The test metrics; the same keys whatever the classes.
 
     Precision, recall and F1 are means over the classes, each counting the same. `test/roc_auc` is that of the second
     class where there are two, and the mean over the classes of one against the rest where there are more; it is left
-    out where the truth holds one class only, since nothing defines it there. `test/calibration_error` is the expected
+    out where the truth holds one class only, since nothing defines it there; so is `test/average_precision`, the same
+    for the area under the precision-recall curve. `test/calibration_error` is the expected
     calibration error of the predicted class: 15 bins of equal width on its probability, weighted by their images.
 
     Args:
@@ -44,7 +55,7 @@ def score(truth: NDArray[np.int64], probabilities: NDArray[np.float32]) -> dict[
         "test/calibration_error": calibration_error(truth, probabilities),
     }
     if len(np.unique(truth)) > 1:
-        scores["test/roc_auc"] = _roc_auc(truth, probabilities)
+        scores["test/roc_auc"], scores["test/average_precision"] = _areas(truth, probabilities)
     return {key: float(value) for key, value in scores.items()}
 
 
@@ -73,18 +84,33 @@ def confusion(truth: NDArray[np.int64], probabilities: NDArray[np.float32]) -> N
 
 def calibration_error(truth: NDArray[np.int64], probabilities: NDArray[np.float32]) -> float:
     """The mean distance between confidence and accuracy over `BINS` bins of equal width, weighted by their images."""
+    bins = reliability(truth, probabilities)
+    return float((bins.images * np.abs(bins.accuracy - bins.confidence)).sum() / len(truth))
+
+
+def reliability(truth: NDArray[np.int64], probabilities: NDArray[np.float32]) -> Reliability:
+    """What the reliability diagram shows and the calibration error sums up."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == truth
     bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-    gap = np.bincount(bins, right - confidence, minlength=BINS)  # images x (accuracy - confidence), of each bin
-    return float(np.abs(gap).sum() / len(truth))
+    images = np.bincount(bins, minlength=BINS)
+    share = 1 / np.maximum(images, 1)
+    return Reliability(
+        images=images,
+        accuracy=np.bincount(bins, right, minlength=BINS) * share,
+        confidence=np.bincount(bins, confidence, minlength=BINS) * share,
+    )
 
 
-def _roc_auc(truth: NDArray[np.int64], probabilities: NDArray[np.float32]) -> float:
-    from sklearn.metrics import roc_auc_score
+def _areas(truth: NDArray[np.int64], probabilities: NDArray[np.float32]) -> tuple[float, float]:
+    from sklearn.metrics import average_precision_score, roc_auc_score
 
     present = [1] if probabilities.shape[1] == 2 else np.unique(truth).tolist()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # an undefined area is a warning and a NaN; it is a mistake of ours here
-        areas = [roc_auc_score(truth == index, probabilities[:, index]) for index in present]
-    return float(np.mean(areas))
+        areas = [
+            area(truth == index, probabilities[:, index])
+            for area in (roc_auc_score, average_precision_score)
+            for index in present
+        ]
+    return float(np.mean(areas[: len(present)])), float(np.mean(areas[len(present) :]))

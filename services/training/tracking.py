@@ -33,8 +33,10 @@ from services.training.system_metrics import SystemMetrics
 
 if TYPE_CHECKING:
     import mlflow.entities
+    import numpy as np
     from matplotlib.figure import Figure
     from mlflow.tracking import MlflowClient
+    from numpy.typing import NDArray
 
     from services.training.data.dataset import Dataset
 
@@ -116,9 +118,17 @@ class Run:
             local.write_bytes(data.encode() if isinstance(data, str) else data)
             self._client.log_artifact(self.run_id, str(local), folder)
 
+    def image(self, key: str, step: int, image: NDArray[np.uint8]) -> None:
+        """Add an image, uint8 (height, width, 3), to the series `key`; may be called from another thread.
+
+        MLflow's image grid shows runs side by side where keys and steps are the same, and a slider over the steps.
+        """
+        with self._errors(f"to write the image {key!r} of step {step}"):
+            self._client.log_image(self.run_id, image, key=key, step=step)
+
     def figure(self, path: str, figure: Figure) -> None:
         """Write a matplotlib figure as the PNG `path`."""
-        from services.training.figures import to_png
+        from services.training.drawing import to_png
 
         self.file(path, to_png(figure))
 

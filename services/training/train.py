@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 
 from contracts import places
 from contracts.recipe import Normalize, Recipe
-from services.training import runs
+from services.training import runs, weights
 from services.training.augment import augment
+from services.training.calibration import calibrate, predict_both
 from services.training.code_version import code_version
 from services.training.data import load
 from services.training.data.dataset import Dataset, Split
 from services.training.device import Plan, choose_device, choose_plan
-from services.training.evaluate import predict, to_device
+from services.training.evaluate import to_device
 from services.training.fit import fit, training_step
+from services.training.image_series import ImageSeries
 from services.training.networks import ServedGraph, build, count_parameters
-from services.training.optimizers import make_optimizer
+from services.training.optimizers import make_optimizer, parameter_groups
 from services.training.progress import Progress
 from services.training.report import log_report
 from services.training.tracking import find_finished, open_run
@@ -71,6 +73,8 @@ def train(recipe: Recipe, *, force: bool = False, progress: bool | None = None) 
         RegistryError: the tracking server is away.
     """
     choose_device()  # a device that is asked for and not there is told before the data are read
+    # A name such as a model's champion may mean other weights tomorrow; the run says which ones it started from.
+    recipe = weights.pin(recipe)
     dataset = load(recipe.data)
     if not force and (reused := _finished(recipe, dataset)) is not None:
         return reused
@@ -90,18 +94,33 @@ def train(recipe: Recipe, *, force: bool = False, progress: bool | None = None) 
 
 
 def make_graph(recipe: Recipe, dataset: Dataset) -> ServedGraph:
-    """The recipe's network for a data set, on the CPU, with its normalisation."""
+    """The recipe's network for a data set, on the CPU, with its initial weights and its normalisation.
+
+    Raises:
+        RecipeError: see `build` and `parameter_groups`.
+        DataError: the initial weights are missing or of another network.
+        RegistryError: they are in the tracking server, which is away or does not hold them.
+    """
     network = build(recipe.model, image=recipe.data.image, classes=len(dataset.labels))
-    mean, std = normalization(recipe.data.normalize, dataset.train.images)
+    parameter_groups(recipe.optimizer, network)  # a layer that is not there is told before anything is opened
+    own = weights.load(network, recipe, labels=dataset.labels)
+    mean, std = normalization(recipe.data.normalize, dataset.train.images, own=own)
     return ServedGraph(network, output=recipe.output, mean=mean, std=std)
 
 
-def normalization(how: str | Normalize, images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation per channel, on the scale 0-1, that `data.normalize` means for images (n, h, w, c)."""
+def normalization(
+    how: str | Normalize, images: NDArray[np.uint8], *, own: Normalize | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation per channel, on the scale 0-1, that `data.normalize` means for images (n, h, w, c).
+
+    `own` is what the initial weights were fitted with, None where they are random.
+    """
     channels = images.shape[3]
+    if how == "auto" and own is not None:
+        how = own
     if isinstance(how, Normalize):
         return how.mean, how.std
-    if how == "unit":
+    if how in ("auto", "unit"):
         return (0.0,) * channels, (1.0,) * channels
     values = np.arange(256) / 255
     mean, std = [], []
@@ -124,7 +143,19 @@ def _fit_and_log(
     }
     with open_run(recipe, tags=tags) as run:
         run.dataset(dataset)
-        result = fit(graph, dataset.train, dataset.validation, recipe, plan, log=run, progress=Progress(show=progress))
+        with ImageSeries(run, dataset.validation) as series:
+            result = fit(
+                graph,
+                dataset.train,
+                dataset.validation,
+                recipe,
+                plan,
+                log=run,
+                progress=Progress(show=progress),
+                watch=series.watch,
+            )
+            series.log(result.best_epoch, graph)  # the weights that were kept
+        calibration = calibrate(graph, dataset.validation)
         graph.to("cpu").to(memory_format=torch.contiguous_format)
         runs.save(run, recipe=recipe, labels=dataset.labels, graph=graph)
         facts = {
@@ -133,14 +164,18 @@ def _fit_and_log(
             "epochs": f"{len(result.history)}, the best was {result.best_epoch}; {result.stopped}",
             "seconds": f"{result.seconds:.1f}",
             "images_per_second": f"{result.images_per_second:,.0f}",
+            "temperature": str(calibration),
         }
+        probabilities, uncalibrated = predict_both(graph, dataset.test.images)
         report = log_report(
             run,
             recipe=recipe,
             dataset=dataset,
             history=result.history,
-            probabilities=predict(graph, dataset.test.images),
+            probabilities=probabilities,
             facts=facts,
+            uncalibrated=uncalibrated,
+            temperature=calibration.temperature,
         )
         run.metrics(
             {
@@ -149,6 +184,7 @@ def _fit_and_log(
                 "best/validation_loss": result.best["validation/loss"],
                 "fit/seconds": result.seconds,
                 "fit/images_per_second": result.images_per_second,
+                "calibration/temperature": calibration.temperature,
                 "network/parameters": counts.total,
                 "network/trainable_parameters": counts.trainable,
             }
@@ -186,7 +222,7 @@ def _trial(graph: ServedGraph, train: Split, recipe: Recipe) -> Callable[[Plan],
 
     def prepare(plan: Plan) -> Callable[[], None]:
         copied = copy.deepcopy(graph).to(plan.device).to(memory_format=plan.memory_format).train()
-        optimizer = make_optimizer(recipe.optimizer, copied.network.parameters())
+        optimizer = make_optimizer(recipe.optimizer, copied.network)
         scaler = torch.amp.GradScaler(plan.device, enabled=False)
         images = to_device(train.images[:size], plan.device)
         labels = to_device(train.labels[:size], plan.device)

@@ -236,3 +236,21 @@ def test_where_two_directories_cannot_be_exchanged_a_failed_move_brings_the_old_
     assert bundle.read(written).digest == digest
     new = bundle.write(written, _manifest(), FILES | {"model.onnx": b"new"})
     assert bundle.read(written).digest == new.digest
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_what_is_no_bundle_is_never_written_over(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "mine"
+    if kind == "directory":
+        path.mkdir()
+    kept = path / "thesis.txt" if kind == "directory" else path
+    kept.write_text("years of work")
+    with pytest.raises(BundleError, match=r"mine: it is no bundle, and what stands there would be removed"):
+        bundle.write(path, _manifest(), FILES)
+    assert kept.read_text() == "years of work"
+    assert [item.name for item in tmp_path.iterdir() if "mine" in item.name] == ["mine"]
+
+
+def test_an_empty_directory_may_become_a_bundle(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert bundle.write(tmp_path / "empty", _manifest(), FILES).read("model.onnx") == FILES["model.onnx"]

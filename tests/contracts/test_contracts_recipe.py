@@ -76,7 +76,7 @@ def test_a_key_of_the_other_kind_of_model_is_not_offered_as_its_own_remedy() -> 
     message = _refusal(_with("model.weights", "imagenet"))
     assert message.startswith("recipe 'mine': key 'model.weights' is not known; known keys here are blocks, head")
     backbone = _with("model", {"kind": "backbone", "name": "resnet18", "blocks": []})
-    assert "known keys here are head, kind, name, output, weights" in _refusal(backbone)
+    assert "known keys here are frozen, head, init, kind, name, output, trainable_from" in _refusal(backbone)
 
 
 # One line a combination that cannot work: what is set, and the sentence that says what to change.
@@ -97,6 +97,19 @@ def test_a_key_of_the_other_kind_of_model_is_not_offered_as_its_own_remedy() -> 
         ),
         ({"data.normalize": {"mean": [0.5] * 3, "std": [1]}}, "data.normalize.mean must have 1 values, one a channel."),
         ({"data.normalize": {"mean": [0.5], "std": [1, 1]}}, "data.normalize.std must have 1 values, one a channel."),
+        ({"augmentation": {"fill_value": 3}}, "augmentation.fill_value needs augmentation.fill 'constant'."),
+        (
+            {"augmentation": {"hue": 0.1}},
+            "augmentation.saturation and augmentation.hue need data.image.channels 3; set them to 0.",
+        ),
+        (
+            {"augmentation": {"fill": "reflect", "crop_padding": 28}},
+            "augmentation.crop_padding must be less than the image's side where fill is 'reflect'.",
+        ),
+        (
+            {"model.blocks": [{"filters": 4, "residual": True}]},
+            "a residual block keeps its size: set its stride to 1, padding to 'same', kernel to odd.",
+        ),
         (
             {"optimizer": {"nesterov": True}},
             "optimizer.nesterov needs optimizer.name 'sgd' and optimizer.momentum above 0.",
@@ -136,7 +149,7 @@ def test_an_impossible_combination_is_refused_with_what_to_change(changes: Conte
         ("model.blocks.0.filters", 0, "model.blocks.0.filters is 0; input should be greater than or equal to 1."),
         ("model.blocks", [], "model.blocks is []; tuple should have at least 1 item after validation, not 0."),
         ("model.kind", "cnn", "model.kind is 'cnn'; use one of 'convnet', 'backbone'."),
-        ("data.normalize", "standrd", "data.normalize is 'standrd'; input should be 'unit' or 'standard'."),
+        ("data.normalize", "standrd", "data.normalize is 'standrd'; input should be 'auto', 'unit' or 'standard'."),
         ("data.normalize", {"mean": [1]}, "key 'data.normalize.std' is missing; add it."),
         ("data.validation", 1, "data.validation is 1; input should be less than 1."),
         ("data.image.channels", 2, "data.image.channels is 2; input should be 1 or 3."),
@@ -242,7 +255,9 @@ def test_the_order_of_classes_counts_because_it_is_the_order_of_the_output() -> 
 def test_no_augmentation_is_any_only_when_something_is_on() -> None:
     assert not recipe.Augmentation().any
     assert not recipe.Augmentation(fill="zeros").any
+    assert not recipe.Augmentation(fill="constant", fill_value=9).any
     assert recipe.Augmentation(zoom=0.1).any
+    assert recipe.Augmentation(cutmix=1).any
 
 
 def _follows(value: Any, schema: Content, root: Content) -> bool:
@@ -320,3 +335,61 @@ def test_reading_recipes_waits_for_neither_numpy_nor_pillow() -> None:
     code = "import contracts.recipe, contracts.bundle, sys; print(sorted({'numpy', 'PIL'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["constant", "plateau"])
+def test_a_warmup_that_no_schedule_would_follow_is_refused(name: str) -> None:
+    content = _content() | {"schedule": {"name": name, "warmup": 0.1}}
+    with pytest.raises(RecipeError, match=r"schedule\.warmup is used by cosine and one_cycle only"):
+        recipe.parse(content, name="warm")
+
+
+def _backbone(**parts: Any) -> Content:
+    return _content() | {"model": {"kind": "backbone", "name": "vgg16", **parts}}
+
+
+def test_a_backbone_of_an_older_recipe_is_still_one() -> None:
+    parsed = recipe.parse(_backbone(weights="imagenet", head="linear", output="sigmoid"), name="old")
+    assert parsed.output == "sigmoid"
+
+
+def test_dense_layers_on_a_backbone_say_the_output() -> None:
+    parsed = recipe.parse(_backbone(head={"units": [256], "output": "sigmoid"}), name="dense")
+    assert parsed.output == "sigmoid"
+    assert recipe.parse(parsed.model_dump(mode="json"), name="dense").digest() == parsed.digest()
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        ({"weights": "imagenett"}, "model.weights is 'imagenett'; input should be 'none' or 'imagenet'."),
+        ({"weights": {"fil": "a"}}, "key 'model.weights.fil' is not known; did you mean 'file'?"),
+        ({"weights": {}}, "model.weights needs one of file, run, recipe and model, it has none of them."),
+        (
+            {"weights": {"file": "a", "run": "b"}},
+            "model.weights needs one of file, run, recipe and model, it has file and run.",
+        ),
+        (
+            {"weights": {"run": "b", "alias": "c"}},
+            "model.weights: version and alias are of a registered model, not of a run.",
+        ),
+        (
+            {"weights": {"model": "b", "alias": "c", "version": 1}},
+            "model.weights has a version and an alias; keep one of them.",
+        ),
+        ({"weights": {"run": "b", "sha256": "0" * 64}}, "model.weights.sha256 is of a file, not of a run; remove it."),
+        ({"head": {"unit": [1]}}, "key 'model.head.unit' is not known; did you mean 'units'?"),
+        ({"head": "dense"}, "model.head is 'dense'; input should be 'linear'."),
+        ({"frozen": "base"}, "model.frozen is 'base'; write a list, as in [a, b]."),
+        (
+            {"frozen": ["base"], "trainable_from": "block3"},
+            "model.frozen holds the whole base, model.trainable_from a part of it; remove one of them.",
+        ),
+        (
+            {"head": {"units": [4]}, "output": "sigmoid"},
+            "model.output is of the linear head; with dense layers set model.head.output to 'sigmoid'.",
+        ),
+    ],
+)
+def test_a_transfer_that_cannot_be_followed_is_refused(parts: Content, sentence: str) -> None:
+    assert _refusal(_backbone(**parts)) == f"recipe 'mine': {sentence}"

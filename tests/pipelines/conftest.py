@@ -10,6 +10,7 @@ import pytest
 from contracts.recipe import Recipe, parse
 
 if TYPE_CHECKING:
+    from pipelines.promotion import Promotion
     from services.training.data.dataset import Dataset
 
 RunMaker = Callable[..., str]
@@ -89,6 +90,19 @@ def make_run(embedded_tracking: str, digits: Dataset, graphs: dict[str, Any]) ->
         return run.run_id
 
     return make
+
+
+@pytest.fixture
+def submit_run(make_run: RunMaker, digits: Dataset) -> Callable[..., Promotion]:
+    """`submit_run("good")`: a run of that quality, exported and submitted."""
+    from pipelines.export import export
+    from pipelines.promotion import submit
+
+    def run(quality: str, **options: Any) -> Promotion:
+        run_id = make_run(quality)
+        return submit(export(run_id, dataset=digits), run_id, dataset=digits, **options)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
-from contracts.errors import DataError
+from contracts.errors import DataError, StrideError
 from pipelines.cli.console import table
 from pipelines.cli.main import app, guard, main
+from pipelines.cli.servers import _follow
+from pipelines.processes import Record
 
 COMMANDS = [str(command.name) for command in app.registered_commands]
 # Small enough for a second, good enough for nothing.
@@ -38,7 +40,7 @@ def answered(capsys: pytest.CaptureFixture[str]) -> Any:
 
 def test_every_command_of_the_contract_is_there() -> None:
     models = {"ship", "train", "export", "promote", "rollback", "history"}
-    assert set(COMMANDS) == models | {"recipes", "data", "serve", "stop", "predict", "doctor"}
+    assert set(COMMANDS) == models | {"recipes", "data", "serve", "stop", "predict", "look", "reproduce", "doctor"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -83,6 +85,20 @@ def test_recipes_tells_the_published_parameter_counts(capsys: pytest.CaptureFixt
         assert published["parameters"] in (None, each["parameters"])
         assert published["trainable_parameters"] in (None, each["trainable_parameters"])
     assert recipes["deer-horse"]["classes"] == 2
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "regnet_x_400mf"])
+def test_recipes_counts_the_parameters_of_any_backbone(
+    backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    image = {"height": 32, "width": 32, "channels": 1}
+    path.write_text(
+        yaml.safe_dump({"data": {"dataset": "digits", "image": image}, "model": {"kind": "backbone", "name": backbone}})
+    )
+    assert stride("recipes", str(path), "--json") == 0
+    (found,) = answered(capsys)
+    assert found["trainable_parameters"] > 5_000_000
 
 
 def test_recipes_prints_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,6 +197,22 @@ def test_predict_without_a_service_says_how_to_start_it(
     (tmp_path / "a.png").write_bytes(b"\x89PNG")
     assert stride("predict", str(tmp_path / "a.png")) == 1
     assert f"no answer from http://127.0.0.1:{free_port}/v1/predict" in capsys.readouterr().err
+
+
+def test_a_server_that_ends_by_itself_is_named_with_its_own_log(tmp_path: Path) -> None:
+    def record(name: str, process: subprocess.Popen[bytes]) -> Record:
+        log = tmp_path / f"{name}.log"
+        log.touch()
+        values = {"identity": "", "url": "", "health": "", "log": str(log), "token": "", "started": 0.0}
+        return Record(name=name, pid=process.pid, **values)  # type: ignore[arg-type]
+
+    with (
+        subprocess.Popen([sys.executable, "-c", "pass"]) as mlflow,
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as inference,
+    ):
+        with pytest.raises(StrideError, match=r"mlflow ended by itself; its log is .*mlflow\.log"):
+            _follow([record("mlflow", mlflow), record("inference", inference)])
+        inference.kill()
 
 
 def test_stop_with_nothing_to_stop_is_fine(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,10 @@ import httpx
 import psutil
 import pytest
 
-from pipelines.processes import Record, members
+from pipelines import demo
+from pipelines.processes import Record, ServerError, members
 from pipelines.serving import NAMES
+from pipelines.ship import ShipResult
 
 
 class Place:
@@ -54,6 +56,32 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield place
     finally:
         place.run("pipelines.cli", "stop")
+
+
+@pytest.mark.parametrize("champion", ["4", None])
+def test_a_refusal_ends_the_demo_only_where_there_is_no_champion_to_serve(
+    champion: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = {"recipe": "digits", "run_id": "r", "parameters": 1, "images_per_second": 1.0, "seconds": 1.0}
+    run |= {"validation_accuracy": 0.9, "test_accuracy": 0.9, "test_loss": 0.1}
+    refused = ShipResult(
+        verdict="refused",
+        reasons=("failed champion: it is better",),
+        model="digits",
+        version=champion,
+        former=champion,
+        run_id="r",
+        test_accuracy=0.9,
+        runs=(run,),
+    )
+    # An earlier champion that real fits of this second cannot beat takes minutes to make.
+    monkeypatch.setattr("pipelines.ship.ship", lambda *_, **__: refused)
+    if champion is None:
+        with pytest.raises(ServerError, match="the gate refused the best run"):
+            demo._ship()
+    else:
+        assert demo._ship() == refused
+        assert "served as digits version 4: the best run was refused, the champion stays" in capsys.readouterr().out
 
 
 def test_three_networks_are_compared_and_one_is_served(place: Place) -> None:

@@ -60,7 +60,8 @@ def test_a_device_that_is_asked_for_and_not_there_is_found(monkeypatch: pytest.M
     monkeypatch.setenv("STRIDE_DEVICE", "gpu")
     found = named(doctor.examine(port=free_port, mlflow_port=free_port), "torch")
     assert found.status == "fail"
-    assert "STRIDE_DEVICE is 'gpu'" in found.detail
+    assert found.detail == "STRIDE_DEVICE is 'gpu'"
+    assert found.remedy == "set it to auto, cpu or cuda"
 
 
 def test_a_home_that_cannot_be_made_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free_port: int) -> None:

@@ -88,6 +88,22 @@ def test_a_second_export_gives_the_same_bundle_back(make_run: Any, digits: Datas
     assert again.path == tmp_path / "elsewhere"
 
 
+@pytest.mark.parametrize("exported_before", [True, False])
+def test_a_directory_of_other_things_is_never_replaced(
+    make_run: Any, digits: Dataset, tmp_path: Path, *, exported_before: bool
+) -> None:
+    run_id = make_run("good")
+    if exported_before:
+        export(run_id, dataset=digits)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"the only copy")
+
+    with pytest.raises(BundleError, match=r"photos: it is no bundle"):
+        export(run_id, dataset=digits, output=tmp_path / "photos")
+
+    assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"the only copy"
+
+
 def test_an_interrupted_export_is_made_anew(make_run: Any, digits: Dataset) -> None:
     run_id = make_run("good")
     registry.connect().log_text(run_id, "half a graph", "bundle/model.onnx")
@@ -127,5 +143,5 @@ def test_other_test_images_than_the_runs_are_refused(make_run: Any, digits: Data
 
 
 def test_an_unknown_run_is_refused_by_name(embedded_tracking: str) -> None:
-    with pytest.raises(RegistryError, match="f00d"):
+    with pytest.raises(RegistryError, match=r"run 'f00df00d.*has no such run"):
         export("f00d" * 8)

@@ -9,7 +9,10 @@ import torch
 
 from contracts.errors import ExportError
 from contracts.images import ImageSpec
-from pipelines import graph
+from contracts.recipe import Backbone, Convnet
+from pipelines import graph, parity
+from services.training.evaluate import predict
+from services.training.networks import ServedGraph, build
 
 IMAGE = ImageSpec(height=8, width=8, channels=1)
 
@@ -35,6 +38,26 @@ def test_every_opset_that_a_recipe_may_name_can_be_written_and_run(graphs: dict[
     answers = graph.predict(graph.open_session(model), np.zeros((3, 8, 8, 1), np.uint8), batch_size=2)
     assert answers.shape == (3, 10)
     assert [(entry.domain, entry.version) for entry in onnx.load_model_from_string(model).opset_import] == [("", opset)]
+
+
+def test_a_residual_network_with_every_kind_of_block_answers_as_in_torch() -> None:
+    torch.manual_seed(0)
+    blocks = [
+        {"filters": 8, "padding": "same", "norm": "batch", "bias": False, "activation": "gelu", "pool": "none"},
+        {"filters": 8, "padding": "same", "norm": "batch", "repeat": 2, "residual": True, "activation": "silu"},
+        {"filters": 16, "padding": "same", "kernel": 5, "activation": "leaky_relu", "pool": "average"},
+        {"filters": 16, "padding": "same", "repeat": 2, "residual": True, "activation": "tanh", "pool": "none"},
+    ]
+    convnet = Convnet.model_validate({"blocks": blocks, "head": {"pool": "max", "dropout": 0.1}})
+    image = ImageSpec(height=16, width=12, channels=3)
+    served = ServedGraph(build(convnet, image=image, classes=5), output="softmax", mean=(0.4,) * 3, std=(0.2,) * 3)
+    images = np.random.default_rng(0).integers(0, 256, (20, *image.shape), dtype=np.uint8)
+    for _ in range(3):  # BatchNorm's statistics are then those of images
+        served.train()(torch.from_numpy(images))
+    session = graph.open_session(graph.to_onnx(served, image=image, opset=20))
+    answers = np.zeros(20, np.int64)
+    seen, _ = parity.compare(served, session, images, answers, tolerance=1e-4, batch_sizes=(1, 7, 20))
+    assert seen.argmax_differences == 0
 
 
 def test_a_network_that_torch_cannot_export_is_told_in_a_sentence() -> None:
@@ -94,3 +117,22 @@ def test_batches_cover_every_image_once_and_end_with_a_short_one(count: int, siz
     assert found[-1][1] == count
     assert all(0 < stop - start <= size for start, stop in found)
     assert size == 1 or found[-1][1] - found[-1][0] < size
+
+
+@pytest.mark.parametrize(
+    ("name", "pool", "output"), [("squeezenet1_1", "flatten", "sigmoid"), ("resnet18", "max", "softmax")]
+)
+def test_a_held_backbone_with_dense_layers_is_answered_by_onnxruntime_as_by_torch(
+    name: str, pool: str, output: str
+) -> None:
+    image = ImageSpec(height=48, width=40, channels=3)
+    head = {"units": [8], "dropout": 0.5, "pool": pool, "output": output}
+    model = Backbone.model_validate({"name": name, "head": head, "frozen": ["base"]})
+    torch.manual_seed(0)
+    network = build(model, image=image, classes=2)
+    served = ServedGraph(
+        network, output=model.output_activation, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    ).train()
+    session = graph.open_session(graph.to_onnx(served, image=image, opset=20))
+    images = np.random.default_rng(0).integers(0, 256, (5, *image.shape), dtype=np.uint8)
+    np.testing.assert_allclose(graph.predict(session, images, batch_size=3), predict(served, images), atol=1e-5)

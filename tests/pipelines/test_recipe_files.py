@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from contracts.errors import RecipeError
-from contracts.recipe import Backbone, Convnet, json_schema
+from contracts.recipe import Backbone, Convnet, Weights, json_schema
 from pipelines import recipe_files
+from pipelines.cli.recipes import describe
 
 
 @pytest.mark.parametrize("name", recipe_files.names())
@@ -112,3 +113,50 @@ def test_a_dumped_recipe_is_read_back_equal(tmp_path: Path) -> None:
 def test_the_schema_knows_every_key_of_a_recipe_file() -> None:
     known = set(json_schema()["properties"])
     assert {"data", "model", "optimizer", "fit", "gate"} <= known
+
+
+def test_a_value_that_yaml_takes_for_an_impossible_date_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"--set data\.path: the value '2023-99-99' is not YAML"):
+        recipe_files.load("folder", ["data.path=2023-99-99"])
+    path = tmp_path / "mine.yaml"
+    path.write_text("model_name: 2023-99-99\n")
+    with pytest.raises(RecipeError, match="is not valid YAML"):
+        recipe_files.load(str(path))
+
+
+def test_classes_and_paths_that_look_like_numbers_are_names() -> None:
+    assert recipe_files.load("digits", ["data.classes=[3, 8]"]).data.classes == ("3", "8")
+    assert recipe_files.load("folder", ["data.path=2024"]).data.path == "2024"
+
+
+def test_a_list_that_was_written_as_words_is_answered_with_how_to_write_it() -> None:
+    with pytest.raises(RecipeError, match=r"data\.classes is '3,8'; write a list, as in \[a, b\]"):
+        recipe_files.load("digits", ["data.classes=3,8"])
+
+
+@pytest.mark.parametrize("name", recipe_files.names())
+def test_the_network_of_every_recipe_has_the_parameters_that_were_published(name: str) -> None:
+    described = describe(recipe_files.load(name))
+    published = described["published"]
+    for key in ("parameters", "trainable_parameters"):
+        assert published[key] in (None, described[key])
+
+
+def test_the_vgg16_recipes_train_what_the_course_trains() -> None:
+    counts = {
+        name: (described["parameters"], described["trainable_parameters"])
+        for name in ("deer-horse-vgg16", "deer-horse-vgg16-finetuned")
+        if (described := describe(recipe_files.load(name)))
+    }
+    assert counts["deer-horse-vgg16"] == (14_846_273, 131_585)
+    assert counts["deer-horse-vgg16-finetuned"] == (14_846_273, 14_586_113)
+    assert 14_846_273 - 14_586_113 == 260_160
+
+
+def test_both_stages_of_vgg16_are_one_network_on_the_same_images() -> None:
+    first, second = (recipe_files.load(name) for name in ("deer-horse-vgg16", "deer-horse-vgg16-finetuned"))
+    assert (first.data, first.augmentation) == (second.data, second.augmentation)
+    assert isinstance(first.model, Backbone)
+    assert isinstance(second.model, Backbone)
+    assert first.model.head == second.model.head
+    assert second.model.weights == Weights(recipe=first.name, include="all")

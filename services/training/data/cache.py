@@ -6,6 +6,7 @@ then the arrays' bytes. Not .npz: a damaged zip directory can lose a whole array
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -19,6 +20,8 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
+from contracts import images
+
 _LOG = logging.getLogger(__name__)
 _LAYOUT = 1  # raised when the meaning of the stored arrays changes
 
@@ -26,8 +29,9 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def key_of(*parts: object) -> str:
-    """sha256 over JSON-able parts and what decodes the images: another Pillow may give other pixels."""
-    return hashlib.sha256(json.dumps([_LAYOUT, PIL.__version__, *parts]).encode()).hexdigest()
+    """sha256 over JSON-able parts and what decodes the images: other code or another Pillow may give other pixels."""
+    decoder = [PIL.__version__, _digest(Path(images.__file__))]
+    return hashlib.sha256(json.dumps([_LAYOUT, *decoder, *parts]).encode()).hexdigest()
 
 
 def remember(path: Path, key: str, build: Callable[[], Arrays]) -> Arrays:
@@ -52,6 +56,11 @@ def remember(path: Path, key: str, build: Callable[[], Arrays]) -> Arrays:
     except OSError as error:
         _LOG.warning("cache %s could not be written (%s); the images will be decoded again next time", path, error)
     return arrays
+
+
+@functools.cache
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _read(file: BinaryIO, key: str) -> Arrays | None:

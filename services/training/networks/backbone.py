@@ -1,63 +1,109 @@
-"""Any classification network of torchvision, its output fitted to the classes."""
+"""Any classification network of torchvision, its head fitted to the classes; its weights are loaded elsewhere."""
 
 from __future__ import annotations
 
 import difflib
+import math
 from typing import Any
-from urllib.error import URLError
 
+import torch
 from torch import nn
 from torchvision import models
 
-from contracts.errors import DataError, RecipeError
+from contracts.errors import RecipeError
 from contracts.images import ImageSpec
-from contracts.recipe import Backbone
-from services.training.networks.convnet import units_out
+from contracts.recipe import Backbone, Head
+from services.training.networks.convnet import dense_head, initialise, units_out
+from services.training.networks.layers import freeze
+
+_POOLS: dict[str, Any] = {
+    "flatten": nn.Identity,
+    "average": lambda: nn.AdaptiveAvgPool2d(1),
+    "max": lambda: nn.AdaptiveMaxPool2d(1),
+}
 
 
 def build(model: Backbone, *, image: ImageSpec, classes: int) -> nn.Module:
     """Build a backbone; see `services.training.networks.build`.
 
-    The last layer is replaced by a new one with the units that the classes need. For a grayscale image the first
-    convolution is replaced by one whose filter is the sum of the old one over the colours.
+    A linear head replaces the last layer by one with the units that the classes need; dense layers replace the whole
+    classifier and the pooling before it. For a grayscale image the first convolution is replaced by one whose filter
+    is the sum of the old one over the colours.
 
     Raises:
-        RecipeError: the name is not one of torchvision's classification networks.
-        DataError: the ImageNet weights are not cached and cannot be downloaded.
+        RecipeError: the name is not one of torchvision's classification networks, it takes no images of this size, a
+            layer to hold is not known, or the head's pooling is not to be had.
     """
-    known = models.list_models(module=models)  # type: ignore[attr-defined]
+    known = models.list_models(module=models)
     if model.name not in known:
         near = difflib.get_close_matches(model.name, known, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "see torchvision.models.list_models()."
         raise RecipeError(f"model.name {model.name!r} is not a classification network of torchvision; {hint}")
-    network = _backbone(model)
-    last_name, last = _layers(network, nn.Linear, nn.Conv2d)[-1]
-    _set(network, last_name, _resized(last, units_out(model.output, classes)))
+    # These two have a second, auxiliary output in training by default, which has no use here.
+    two_outputs = model.name in ("googlenet", "inception_v3")
+    options = {"aux_logits": False, "init_weights": False} if two_outputs else {}
+    network: nn.Module = models.get_model(model.name, weights=None, **options)
     if image.channels == 1:
         first_name, first = _layers(network, nn.Conv2d)[0]
         _set(network, first_name, _grayscale(first))
+    last_name, last = _layers(network, nn.Linear, nn.Conv2d)[-1]
+    units = units_out(model.output_activation, classes)
+    if isinstance(model.head, Head):
+        _replace_classifier(network, last_name.partition(".")[0], model, model.head, image, units)
+    else:
+        _set(network, last_name, _resized(last, units))
+        initialise(network.get_submodule(last_name), model.init)
+        _check_size(network, model, image)
+    freeze(network, frozen=model.frozen, trainable_from=model.trainable_from)
     return network
 
 
-def _backbone(model: Backbone) -> nn.Module:
-    # These two have a second, auxiliary output in training by default, which has no use here.
-    two_outputs = model.name in ("googlenet", "inception_v3")
-    options: dict[str, Any] = {}
-    if two_outputs and model.weights == "none":
-        options = {"aux_logits": False, "init_weights": False}
+def _replace_classifier(
+    network: nn.Module, part: str, model: Backbone, head: Head, image: ImageSpec, units: int
+) -> None:
+    """Put dense layers in the place of `part`, on what the base gives for this image, pooled as the head says."""
+    setattr(network, part, nn.Identity())
+    if isinstance(getattr(network, "avgpool", None), nn.AdaptiveAvgPool2d):
+        # torchvision flattens after it, so the head would see no map; VGG's also blows 1x1 up to 7x7.
+        network.avgpool = _POOLS[head.pool]()
+        head = head.model_copy(update={"pool": "flatten"})
+        _, channels, *sides = _features(network, part, model, image)
+    else:
+        _, channels, *sides = _features(network, part, model, image)
+        if not sides and head.pool != "average":
+            raise RecipeError(
+                f"model.head.pool is {head.pool!r}, but {model.name} gives its head a vector, pooled in its own way; "
+                "set it to 'average'."
+            )
+    dense = dense_head(head, channels, math.prod(sides), units)
+    initialise(dense, model.init)
+    setattr(network, part, dense)
+
+
+def _features(network: nn.Module, part: str, model: Backbone, image: ImageSpec) -> torch.Size:
+    """The shape of what reaches `part`: (batch, channels), or (batch, channels, height, width)."""
+    shapes: list[torch.Size] = []
+    hook = network.get_submodule(part).register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
+    _check_size(network, model, image)
+    hook.remove()
+    return shapes[0]
+
+
+def _check_size(network: nn.Module, model: Backbone, image: ImageSpec) -> None:
+    """Send shapes alone through the network: some take one size only, and most use a small image up on the way."""
+    meta = {name: value.to("meta") for name, value in [*network.named_parameters(), *network.named_buffers()]}
+    pixels = torch.empty((2, image.channels, image.height, image.width), device="meta")
+    network.eval()  # dropout and BatchNorm would ask for random numbers and for more than one value
     try:
-        weights = "DEFAULT" if model.weights == "imagenet" else None
-        network: nn.Module = models.get_model(  # type: ignore[attr-defined]
-            model.name, weights=weights, **options
-        )
-    except URLError as error:
-        raise DataError(
-            f"model.weights 'imagenet' of {model.name}: not in torch's cache, and not to be downloaded "
-            f"({error.reason}); run once with a network, or set model.weights to none."
+        with torch.no_grad():
+            torch.func.functional_call(network, meta, (pixels,))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".!")
+        raise RecipeError(
+            f"model.name {model.name!r} takes no images of {image.height}x{image.width} ({reason}); "
+            "set data.image.height and data.image.width to 224, or take another network."
         ) from error
-    if two_outputs:
-        network.aux_logits = False  # type: ignore[assignment]
-    return network
+    network.train()
 
 
 def _layers(network: nn.Module, *kinds: type[nn.Module]) -> list[tuple[str, Any]]:

@@ -19,7 +19,7 @@ class Counts(NamedTuple):
 
 
 def build(model: Convnet | Backbone, *, image: ImageSpec, classes: int) -> nn.Module:
-    """Build the network of a recipe, initialised from torch's global generator.
+    """Build the network of a recipe, initialised from torch's global generator; `services.training.weights` loads it.
 
     Args:
         model: The recipe's description.
@@ -30,7 +30,8 @@ def build(model: Convnet | Backbone, *, image: ImageSpec, classes: int) -> nn.Mo
         A module: float (batch, channels, height, width) -> logits float (batch, classes), or (batch, 1) for a sigmoid.
 
     Raises:
-        RecipeError: the image is too small for the blocks, the backbone is not known, or a sigmoid has not two classes.
+        RecipeError: the image is too small for the blocks, the backbone or a layer to hold is not known, or a sigmoid
+            has not two classes.
     """
     if isinstance(model, Backbone):
         return backbone.build(model, image=image, classes=classes)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from torch import nn
+from torch import Tensor, nn
 
 from contracts.errors import RecipeError
 from contracts.images import ImageSpec
-from contracts.recipe import Block, Convnet
+from contracts.recipe import Block, Convnet, Head
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -28,6 +28,11 @@ def build(model: Convnet, *, image: ImageSpec, classes: int) -> nn.Sequential:
     height, width = image.height, image.width
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     for number, block in enumerate(model.blocks, start=1):
+        if block.residual and block.filters != channels:
+            raise RecipeError(
+                f"model.blocks.{number - 1}: a residual block of {block.filters} filters gets {channels} channels; "
+                f"set its filters to {channels}, or put a block of {block.filters} filters before it."
+            )
         parts[f"block{number}"] = _block(block, channels, model)
         height, width = _size(block, height), _size(block, width)
         if min(height, width) < 1:
@@ -37,9 +42,9 @@ def build(model: Convnet, *, image: ImageSpec, classes: int) -> nn.Sequential:
                 "set padding to 'same', pool to 'none', or take larger images."
             )
         channels = block.filters
-    parts["head"] = _head(model, channels, height * width, units_out(model.head.output, classes))
+    parts["head"] = dense_head(model.head, channels, height * width, units_out(model.head.output, classes))
     network = nn.Sequential(parts)
-    _initialise(network, model.init)
+    initialise(network, model.init)
     return network
 
 
@@ -50,6 +55,14 @@ def units_out(output: str, classes: int) -> int:
     if classes != 2:
         raise RecipeError(f"one sigmoid unit tells two classes apart, the data has {classes}; set output to softmax.")
     return 1
+
+
+class Residual(nn.Sequential):
+    """Layers whose result is added to their input (He et al. 2016, with the identity as the shortcut)."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - Sequential's name for it
+        change: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
+        return input + change
 
 
 def _block(block: Block, channels: int, model: Convnet) -> nn.Sequential:
@@ -67,6 +80,8 @@ def _block(block: Block, channels: int, model: Convnet) -> nn.Sequential:
             pair = [(f"norm{i}", norm), (f"{block.activation}{i}", activation)]
             layers.update(pair if block.norm_position == "before_activation" else reversed(pair))
         channels = block.filters
+    if block.residual:
+        layers = OrderedDict(residual=Residual(layers))
     if block.pool != "none":
         layers["pool"] = (nn.MaxPool2d if block.pool == "max" else nn.AvgPool2d)(block.pool_size)
     if block.dropout:
@@ -85,13 +100,13 @@ def _size(block: Block, size: int) -> int:
     return size // block.pool_size if block.pool != "none" else size
 
 
-def _head(model: Convnet, channels: int, positions: int, units: int) -> nn.Sequential:
-    head = model.head
+def dense_head(head: Head, channels: int, positions: int, units: int) -> nn.Sequential:
+    """Pooling, dense layers and the output, over a map (batch, channels, …) of so many positions; vectors have one."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     features = channels
     if head.pool == "flatten":
         features = channels * positions
-    else:
+    elif positions > 1:
         layers["pool"] = nn.AdaptiveAvgPool2d(1) if head.pool == "average" else nn.AdaptiveMaxPool2d(1)
     layers["flatten"] = nn.Flatten()
     for i, width in enumerate(head.units, start=1):
@@ -104,7 +119,8 @@ def _head(model: Convnet, channels: int, positions: int, units: int) -> nn.Seque
     return nn.Sequential(layers)
 
 
-def _initialise(network: nn.Module, init: str) -> None:
+def initialise(network: nn.Module, init: str) -> None:
+    """Draw the initial values of convolutions and dense layers; `torch` leaves those that torch has drawn."""
     if init == "torch":
         return
     for module in network.modules():

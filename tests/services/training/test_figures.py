@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from services.training import figures
+from services.training.drawing import to_png
 
 ROW = {"train/loss": 0.4, "validation/loss": 0.3, "train/accuracy": 0.8, "validation/accuracy": 0.9, "lr": 1e-3}
 
 
 def _size(figure: Any) -> tuple[int, int]:
-    png = figures.to_png(figure)
+    png = to_png(figure)
     with Image.open(io.BytesIO(png)) as image:
         assert image.format == "PNG"
         return image.size
@@ -99,5 +100,5 @@ def test_class_names_of_any_kind_are_drawn() -> None:
 
 def test_pyplot_is_never_imported(make_recipe: Any) -> None:
     before = "matplotlib.pyplot" in sys.modules
-    figures.to_png(figures.learning_curves([ROW], make_recipe()))
+    to_png(figures.learning_curves([ROW], make_recipe()))
     assert ("matplotlib.pyplot" in sys.modules) == before

@@ -5,8 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from contracts.recipe import Optimizer
-from services.training.optimizers import make_optimizer
+from contracts.errors import RecipeError
+from contracts.images import ImageSpec
+from contracts.recipe import Block, Convnet, Group, Optimizer
+from services.training.networks import build
+from services.training.optimizers import make_optimizer, parameter_groups
 
 
 def one_parameter(start: list[float]) -> nn.Parameter:
@@ -68,3 +71,48 @@ def test_parameters_that_do_not_train_are_left_out() -> None:
     frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
     optimizer = make_optimizer(Optimizer(), [frozen, one_parameter([1.0])])
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 1
+
+
+def two_blocks() -> nn.Module:
+    torch.manual_seed(0)
+    image = ImageSpec(height=8, width=8, channels=1)
+    return build(Convnet(blocks=(Block(filters=4), Block(filters=3, pool="none"))), image=image, classes=2)
+
+
+def test_layers_of_a_group_have_their_own_learning_rate_and_the_rest_the_recipes() -> None:
+    config = Optimizer(lr=0.1, groups=(Group(layers=("block1",), lr=0.001), Group(layers=("head",), lr=0.2)))
+    network = two_blocks()
+    rest, first, head = make_optimizer(config, network).param_groups
+    assert [group["lr"] for group in (rest, first, head)] == [0.1, 0.001, 0.2]
+    assert [group["lr_scale"] for group in (rest, first, head)] == pytest.approx([1, 0.01, 2])
+    assert [id(p) for p in first["params"]] == [id(p) for p in network.get_submodule("block1").parameters()]
+    assert sum(len(group["params"]) for group in (rest, first, head)) == len(list(network.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"), [("sgd", False), ("adam", False), ("adamw", False), ("rmsprop", False), ("rmsprop", True)]
+)
+def test_every_optimizer_moves_a_group_by_its_own_learning_rate(name: str, inside: bool) -> None:
+    groups = (Group(layers=("base",), lr=1e-6),)
+    config = Optimizer.model_validate({"name": name, "lr": 0.1, "groups": groups, "epsilon_inside_sqrt": inside})
+    network = two_blocks()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    optimizer = make_optimizer(config, network)
+    network(torch.rand(16, 1, 8, 8)).square().sum().backward()
+    optimizer.step()
+    moved = {key: float((value - before[key]).abs().max()) for key, value in network.state_dict().items()}
+    assert 0 < moved["block1.conv1.weight"] < 1e-3 * moved["head.output.weight"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "sentence"),
+    [
+        ((("blok1",),), r"optimizer\.groups\.0\.layers 'blok1' is not a layer .*block1"),
+        ((("block1",), ("base",)), r"optimizer\.groups\.1\.layers: 'base' is in another group"),
+        ((("block2.relu1",),), r"optimizer\.groups\.0\.layers: 'block2\.relu1' has nothing to train"),
+    ],
+)
+def test_a_group_of_layers_that_cannot_be_one_is_refused(layers: tuple[tuple[str, ...], ...], sentence: str) -> None:
+    groups = tuple(Group(layers=each, lr=0.1) for each in layers)
+    with pytest.raises(RecipeError, match=sentence):
+        parameter_groups(Optimizer(groups=groups), two_blocks())

@@ -21,7 +21,11 @@ HISTORY = [
 FILES = {
     "figures/confusion_matrix.png",
     "figures/learning_curves.png",
+    "figures/augmented.png",
     "figures/mistakes.png",
+    "figures/precision_recall_roc.png",
+    "figures/reliability.png",
+    "figures/samples.png",
     "model_card.md",
     "tables/confusion_matrix.json",
     "tables/per_class.json",
@@ -59,6 +63,26 @@ def test_every_run_has_the_same_metrics_and_files(
         assert logged.tags["mlflow.note.content"].startswith("# tiny")
         keys.append(set(results))
     assert keys[0] == keys[1] == keys[2]
+
+
+def test_what_the_temperature_did_stands_beside_what_is_served(
+    embedded_tracking: str, tiny_recipe: Recipe, tiny_dataset: Dataset, answers: Any
+) -> None:
+    served = answers(tiny_dataset, wrong=2)
+    sharper = served**3 / (served**3).sum(axis=1, keepdims=True)
+    with tracking.open_run(tiny_recipe, tags={}) as run:
+        results = log_report(
+            run,
+            recipe=tiny_recipe,
+            dataset=tiny_dataset,
+            history=HISTORY,
+            probabilities=served,
+            facts={},
+            uncalibrated=sharper,
+            temperature=3.0,
+        )
+    assert results["test/calibration_error"] < results["test/calibration_error_uncalibrated"]
+    assert results["test/loss"] < results["test/loss_uncalibrated"]
 
 
 def test_tables_hold_the_classes_in_their_order(

@@ -14,6 +14,7 @@ KEYS = {
     "test/macro_recall",
     "test/macro_f1",
     "test/roc_auc",
+    "test/average_precision",
     "test/calibration_error",
 }
 

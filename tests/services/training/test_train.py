@@ -13,6 +13,7 @@ from mlflow.tracking import MlflowClient
 from contracts import places
 from contracts.errors import DataError, DeviceError, FitError, RegistryError
 from contracts.recipe import Recipe, parse
+from services.training.calibration import fit_temperature, logits_of
 from services.training.data import load
 from services.training.evaluate import predict
 from services.training.runs import load_run
@@ -99,6 +100,28 @@ def test_the_network_of_a_run_is_rebuilt_with_the_accuracy_that_was_logged(
     assert run.test_fingerprint == dataset.test_fingerprint
     answers = predict(run.graph, dataset.test.images)
     assert float((answers.argmax(1) == dataset.test.labels).mean()) == pytest.approx(trained[1].test_accuracy)
+
+
+@pytest.mark.usefixtures("trained_home")
+def test_the_temperature_is_fitted_on_validation_logged_and_loaded_with_the_network(
+    trained: tuple[Path, TrainResult],
+) -> None:
+    run = load_run(trained[1].run_id)
+    temperature = float(run.graph.temperature)
+    assert temperature == run.metrics["calibration/temperature"]
+    assert temperature != 1
+    validation = load(run.recipe.data).validation
+    assert temperature == pytest.approx(fit_temperature(logits_of(run.graph, validation.images), validation.labels))
+    assert {"test/calibration_error", "test/calibration_error_uncalibrated"} <= set(run.metrics)
+
+
+@pytest.mark.usefixtures("trained_home")
+def test_a_run_holds_image_series_of_what_the_network_sees(trained: tuple[Path, TrainResult]) -> None:
+    client = MlflowClient(places.tracking_uri())
+    names = [Path(item.path).name.split("+") for item in client.list_artifacts(trained[1].run_id, "images")]
+    assert {(name[0], name[2]) for name in names} == {
+        (key, step) for key in ("activations-block1", "grad-cam", "filters") for step in ("1", "2")
+    }
 
 
 @pytest.mark.usefixtures("trained_home")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from contracts import images
 from services.training.data.cache import Arrays, key_of, remember
 
 
@@ -37,6 +38,14 @@ def test_another_key_replaces_the_entry_in_its_place(tmp_path: Path) -> None:
     remember(tmp_path / "a.arrays", "old", Builder(1))
     assert remember(tmp_path / "a.arrays", "new", Builder(2))["images"].max() == 2
     assert remember(tmp_path / "a.arrays", "new", Builder(3))["images"].max() == 2
+
+
+def test_other_decoding_code_is_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key_of("photos")
+    changed = tmp_path / "images.py"
+    changed.write_text(Path(images.__file__).read_text() + "# it decodes in another way\n")
+    monkeypatch.setattr(images, "__file__", str(changed))
+    assert key_of("photos") != before
 
 
 def test_a_flip_of_any_byte_is_noticed_or_harmless(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

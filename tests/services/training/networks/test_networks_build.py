@@ -72,6 +72,23 @@ def test_normalisation_stands_where_the_recipe_says() -> None:
     assert order("after_activation") == ["conv1", "relu1", "norm1", "pool"]
 
 
+def test_a_residual_block_adds_its_input_before_it_pools() -> None:
+    plain = Block(filters=3, padding="same", repeat=2, pool="none")
+    summed = plain.model_copy(update={"residual": True, "pool": "max"})
+    torch.manual_seed(0)
+    branch = build(Convnet(blocks=(plain,)), image=RGB32, classes=2).get_submodule("block1")
+    torch.manual_seed(0)
+    block = build(Convnet(blocks=(summed,)), image=RGB32, classes=2).get_submodule("block1")
+    pixels = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(block(pixels), nn.functional.max_pool2d(pixels + branch(pixels), 2))
+
+
+def test_a_residual_block_of_other_channels_is_refused_with_the_number() -> None:
+    blocks = (Block(filters=4), Block(filters=8, padding="same", residual=True))
+    with pytest.raises(RecipeError, match=r"model\.blocks\.1: a residual block of 8 filters gets 4 channels"):
+        build(Convnet(blocks=blocks), image=RGB32, classes=2)
+
+
 def test_an_image_too_small_for_the_blocks_is_refused_with_the_block() -> None:
     with pytest.raises(RecipeError, match=r"model\.blocks\.1: an image of 8x8 is used up here"):
         build(Convnet(blocks=(Block(filters=4),) * 3), image=ImageSpec(height=8, width=8, channels=1), classes=2)
@@ -113,3 +130,19 @@ def test_a_backbone_takes_grayscale_and_answers_as_for_the_same_image_in_rgb() -
 def test_an_unknown_backbone_is_refused_with_the_nearest_names() -> None:
     with pytest.raises(RecipeError, match=r"'resnet-18' is not a classification network of torchvision.*resnet18"):
         build(Backbone(name="resnet-18"), image=RGB64, classes=3)
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "alexnet", "inception_v3"])
+def test_a_backbone_that_takes_no_images_of_this_size_is_refused_with_the_key_to_change(name: str) -> None:
+    with (
+        torch.device("meta"),
+        pytest.raises(RecipeError, match=rf"'{name}' takes no images of 32x32 .*data.image.height"),
+    ):
+        build(Backbone(name=name), image=RGB32, classes=2)
+
+
+def test_the_check_of_the_size_leaves_the_network_as_it_was() -> None:
+    network = build(Backbone(name="resnet18"), image=RGB32, classes=2)
+    assert network.training
+    assert {parameter.device.type for parameter in network.parameters()} == {"cpu"}
+    assert int(network.get_buffer("bn1.num_batches_tracked")) == 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -29,3 +30,29 @@ def test_one_sigmoid_unit_becomes_two_columns() -> None:
     graph = ServedGraph(nn.Flatten(), output="sigmoid", mean=(0.0,), std=(1.0,))
     answers = graph(torch.tensor([[[[0]]], [[[255]]]], dtype=torch.uint8))
     torch.testing.assert_close(answers, torch.tensor([[0.5, 0.5], [0.2689414, 0.7310586]]))
+
+
+@pytest.mark.parametrize(("output", "units"), [("softmax", 5), ("sigmoid", 1)])
+@pytest.mark.parametrize("temperature", [0.1, 0.8, 3.0])
+def test_a_temperature_changes_how_sure_the_answer_is_and_never_the_answer(
+    output: str, units: int, temperature: float
+) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, units))
+    plain, served = (
+        ServedGraph(network, output=output, mean=(0.5,) * 3, std=(0.5,) * 3, temperature=t)  # type: ignore[arg-type]
+        for t in (1.0, temperature)
+    )
+    images = torch.randint(0, 256, (500, 2, 2, 3), dtype=torch.uint8)
+    before, after = plain(images), served(images)
+    assert torch.equal(before.argmax(1), after.argmax(1))
+    sharper = after.max(1).values > before.max(1).values
+    assert bool(sharper.all()) is (temperature < 1)
+
+
+def test_the_temperature_divides_the_logits() -> None:
+    graph = ServedGraph(nn.Identity(), output="softmax", mean=(0.0,), std=(1.0,), temperature=2.0)
+    logits = torch.tensor([[1.0, 3.0, -2.0]])
+    torch.testing.assert_close(graph.probabilities(logits), (logits / 2).softmax(1))
+    graph.output = "sigmoid"
+    torch.testing.assert_close(graph.probabilities(torch.tensor([[3.0]]))[:, 1], torch.tensor([1.5]).sigmoid())
