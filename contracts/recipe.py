@@ -470,7 +470,8 @@ def _explain(problem: dict[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         known = _keys_beside(problem["loc"])
         near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"known keys here are {', '.join(known)}."
+        nearest = ".".join([*(str(part) for part in loc[:-1]), *near])
+        hint = f"did you mean '{nearest}'?" if near else f"known keys here are {', '.join(known)}."
         return f"key '{key}' is not known; {hint}"
     message = problem["msg"].removeprefix("Value error, ")
     match problem["type"]:

@@ -130,7 +130,7 @@ def _hints(records: list[Record], path: Path) -> None:
     answer(f"\n  inference  {inference}        its page: drop an image on it")
     answer(f"  MLflow     {tracking}        experiment digits: choose all runs, then Compare\n")
     answer("Try next:")
-    answer(f"  curl -F image=@{path} {inference}/v1/predict")
+    answer(f"  curl -F image=@{path} {inference}/v1/models/digits/predict")
     answer("  .venv/bin/stride recipes")
     answer(
         "  .venv/bin/stride ship folder --set data.path=DIR --set model_name=NAME   (DIR holds one directory a class)"

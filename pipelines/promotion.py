@@ -274,7 +274,9 @@ def _former(client: MlflowClient, champion: Version) -> Version:
         # Versions can be deleted in MLflow's UI; the next older one still stands.
         if (found := registry.find_version(client, champion.model, number)) is not None:
             return found
-    raise RegistryError(f"{champion.who} has no former champion in the history; name a version to roll back to.")
+    raise RegistryError(
+        f"{champion.who} has no former champion in the history; name one with --to VERSION, see `stride history`."
+    )
 
 
 def _result(

@@ -178,6 +178,9 @@ def test_a_folder_of_images_becomes_a_model_that_answers_over_http(
         for seed in range(5000, 5005):
             (prediction,) = servers.predict("stripes", photograph(kind, seed)).json()["predictions"]
             assert prediction["label"] == kind
+    asked = servers.stride("predict", str(photographs / "bars" / "000.png"), "--url", servers.url, "--model", "stripes")
+    assert asked.returncode == 0, asked.stderr  # two classes, fewer than are shown of others
+    assert "bars" in asked.stdout
     history = servers.stride("history", "stripes", "--json", MLFLOW_TRACKING_URI=servers.tracking_uri)
     assert [entry["action"] for entry in json.loads(history.stdout)] == ["promote"]
 

@@ -12,6 +12,7 @@ from pipelines.cli.console import Force, Json, Overrides, RecipeName, answer, an
 if TYPE_CHECKING:
     from contracts.recipe import Recipe
     from pipelines.promotion import Promotion
+    from pipelines.ship import ShipResult
 
 NewLabels = Annotated[
     bool, typer.Option("--allow-new-labels", help="Let a model through whose labels are not the champion's.")
@@ -187,7 +188,7 @@ def ship(
         answer(f"verdict        {result.verdict}")
         for reason in result.reasons:
             answer(f"               {reason}")
-        answer(f"champion       {result.model} version {result.version or '-'} (before: {result.former or '-'})")
+        answer(f"champion       {_champion(result)}")
         answer(f"run            {result.run_id}\ntest accuracy  {result.test_accuracy:.4f}")
     if result.exit_code:
         raise typer.Exit(result.exit_code)
@@ -199,6 +200,14 @@ def _load(recipe: str, overrides: list[str] | None) -> Recipe:
     return recipe_files.load(recipe, overrides or ())
 
 
+def _champion(result: ShipResult) -> str:
+    if result.verdict == "refused":
+        return f"{result.model} version {result.version}, as before" if result.version else "none, as before"
+    before = f"before: version {result.former}" if result.former else "the first"
+    address = f"a running service answers at /v1/models/{result.model}/predict within seconds"
+    return f"{result.model} version {result.version} ({before}); {address}"
+
+
 def _show(result: Promotion, *, as_json: bool) -> None:
     if as_json:
         content: dict[str, Any] = result.to_json()
@@ -206,3 +215,5 @@ def _show(result: Promotion, *, as_json: bool) -> None:
         return
     what = {"promote": "promoted", "rollback": "rolled back", "unchanged": "unchanged, it is the champion already"}
     answer(f"{what[result.action]}: {result.model} version {result.version} (before: {result.former or '-'})")
+    if result.action != "unchanged":
+        say("a running service follows within seconds")

@@ -90,7 +90,9 @@ def predict(
         str | None, typer.Option(help="The inference service; http://127.0.0.1:3000, or the port of STRIDE_PORT.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="A model's name; without it the service's default model.")] = None,
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many classes to show for an image.")] = 3,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", min=1, help="How many classes to show; 5, or all where there are fewer.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask the running service what is on images.
@@ -109,7 +111,7 @@ def predict(
         answer_json(found)
         return
     rows = [
-        (each["image"], " ".join(f"{top['label']} {top['probability']:.4f}" for top in each.get("top") or [each]))
+        (each["image"], ", ".join(f"{top['label']} {top['probability']:.4f}" for top in each.get("top") or [each]))
         for each in found["predictions"]
     ]
     answer(table(rows, ("image", "most probable")))

@@ -68,7 +68,7 @@ def test_a_mistyped_recipe_is_one_sentence_with_the_nearest_name(capsys: pytest.
 
 def test_a_mistyped_key_is_one_sentence_with_the_nearest_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert stride("train", "digits", "--set", "optimizer.nam=adam") == 2
-    assert "key 'optimizer.nam' is not known; did you mean 'name'?" in capsys.readouterr().err
+    assert "key 'optimizer.nam' is not known; did you mean 'optimizer.name'?" in capsys.readouterr().err
 
 
 def test_recipes_tells_the_published_parameter_counts(capsys: pytest.CaptureFixture[str]) -> None:
