@@ -54,6 +54,8 @@ class Data(_Part):
     """The fraction of the training images that is held out for validation (stratified, seeded)."""
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """The fraction that is held out for the test where the data set brings no test split of its own."""
+    limit: Count | None = None
+    """Fit on at most this many training images (stratified, by `split_seed`), for a trial; null takes all of them."""
     split_seed: int = 0
     """The seed of the splits; apart from `fit.seed`, so that runs with other seeds share their test images."""
     on_bad_image: Literal["skip", "fail"] = "skip"
@@ -359,6 +361,8 @@ class Published(_Part):
     parameters: int | None = None
     trainable_parameters: int | None = None
     source: str | None = None
+    differs: str | None = None
+    """What is done otherwise here than where the figure is from, as far as it is known."""
 
 
 class Recipe(_Part):

@@ -16,10 +16,15 @@ def register(app: typer.Typer) -> None:
 
 def reproduce(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[RECIPE]...", help="Recipes; all that need no folder without them.")
+        list[str] | None, typer.Argument(metavar="[RECIPE]...", help="Recipes; all of them without.")
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The Markdown file.")] = Path("REPRODUCTION.md"),
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Most seeds of a fit of under ten minutes.")] = 3,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--folder", help="Photographs for the folder recipes; $STRIDE_DATA/hymenoptera without it."),
+    ] = None,
+    longest: Annotated[float, typer.Option("--longest", min=1, help="Minutes; a longer fit is done as a trial.")] = 60,
     as_json: Json = False,
 ) -> None:
     """Fit the recipes on real data and write REPRODUCTION.md.
@@ -32,22 +37,32 @@ def reproduce(
       STRIDE_DATA=/data stride reproduce
       stride reproduce mnist fashion --seeds 1
     """
+    from contracts import places
     from pipelines import recipe_files
 
     recipes = [recipe_files.load(name) for name in names or recipe_files.names()]
-    if not names:
-        recipes = [recipe for recipe in recipes if recipe.data.dataset != "folder"]
+    photographs = folder or places.data() / "hymenoptera"
+    recipes = [
+        recipe
+        if recipe.data.dataset != "folder"
+        else recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": str(photographs)})})
+        for recipe in recipes
+    ]
     with working():
         from pipelines import reproduce as reproduction
 
-        rows = reproduction.reproduce(recipes, output=output, seeds=tuple(range(seeds)), say=say)
+        rows = reproduction.reproduce(
+            recipes, output=output, seeds=tuple(range(seeds)), longest=longest * 60, say=say
+        )
     missed = reproduction.missed(rows)
     if as_json:
         answer_json(
             [
                 {
                     "recipe": row.recipe.name,
-                    "published": row.recipe.published.test_accuracy,
+                    "published": row.published,
+                    "trial": row.trial,
+                    "missing": row.missing,
                     "test_accuracy": row.mean if row.results else None,
                     "deviation": row.deviation if row.results else None,
                     "reached": row.reached,

@@ -138,7 +138,7 @@ def choose_plan(
 def _measure(given: Plan, precision: str, trial: Callable[[Plan], Callable[[], None]], seconds: float) -> Plan:
     def rate(plan: Plan) -> float:
         with plan.using_threads():
-            return _steps_per_second(trial(plan), plan.device, seconds)
+            return steps_per_second(trial(plan), plan.device, seconds)
 
     rates = {given: rate(given)}
     if given.device == "cpu" and given.threads > 1:
@@ -181,7 +181,8 @@ def _label(plan: Plan) -> str:
     return plan.precision + layout + (threads or (" 1 thread" if plan.device == "cpu" else ""))
 
 
-def _steps_per_second(step: Callable[[], None], device: str, seconds: float) -> float:
+def steps_per_second(step: Callable[[], None], device: str, seconds: float) -> float:
+    """The median rate of a training step over `seconds` and three calls at least, after three that are not timed."""
     def synchronize() -> None:
         if device == "cuda":
             torch.cuda.synchronize()

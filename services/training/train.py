@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from services.training.calibration import calibrate, predict_both
 from services.training.code_version import code_version
 from services.training.data import load
 from services.training.data.dataset import Dataset, Split
-from services.training.device import Plan, choose_device, choose_plan
+from services.training.device import Plan, choose_device, choose_plan, steps_per_second
 from services.training.evaluate import to_device
 from services.training.fit import fit, training_step
 from services.training.image_series import ImageSeries
@@ -82,15 +83,25 @@ def train(recipe: Recipe, *, force: bool = False, progress: bool | None = None) 
     with torch.random.fork_rng():
         torch.manual_seed(recipe.fit.seed)
         graph = make_graph(recipe, dataset)
-        plan = choose_plan(
-            recipe.fit.precision,
-            trial=_trial(graph, dataset.train, recipe),
-            key=f"{recipe.digest()}|{dataset.train.images.shape[1:]}|{len(dataset.labels)}",
-            cache=places.home() / "cache",
-        )
+        plan = _plan(graph, dataset, recipe)
         torch.manual_seed(recipe.fit.seed)  # the same dropout whether the plan was measured just now or remembered
         with plan.using_threads():
             return _fit_and_log(recipe, dataset, graph, plan, progress)
+
+
+def estimate(recipe: Recipe) -> float:
+    """Seconds that the training steps of a recipe's epochs would take here, from a few timed ones.
+
+    Early stopping makes it less, validation more. Raises as `train` does before anything is fitted.
+    """
+    recipe = weights.pin(recipe)
+    dataset = load(recipe.data)
+    with torch.random.fork_rng():
+        graph = make_graph(recipe, dataset)
+        plan = _plan(graph, dataset, recipe)
+        with plan.using_threads():
+            rate = steps_per_second(_trial(graph, dataset.train, recipe)(plan), plan.device, seconds=0.5)
+    return math.ceil(len(dataset.train) / recipe.fit.batch_size) * recipe.fit.epochs / rate
 
 
 def make_graph(recipe: Recipe, dataset: Dataset) -> ServedGraph:
@@ -215,6 +226,15 @@ def _finished(recipe: Recipe, dataset: Dataset) -> TrainResult | None:
     run_id = find_finished(recipe, data_fingerprint=dataset.fingerprint, code_version=code_version())
     content = runs.read_result(run_id) if run_id else None
     return TrainResult(**{**content, "reused": True}) if content else None
+
+
+def _plan(graph: ServedGraph, dataset: Dataset, recipe: Recipe) -> Plan:
+    return choose_plan(
+        recipe.fit.precision,
+        trial=_trial(graph, dataset.train, recipe),
+        key=f"{recipe.digest()}|{dataset.train.images.shape[1:]}|{len(dataset.labels)}",
+        cache=places.home() / "cache",
+    )
 
 
 def _trial(graph: ServedGraph, train: Split, recipe: Recipe) -> Callable[[Plan], Callable[[], None]]:

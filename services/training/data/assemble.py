@@ -38,7 +38,7 @@ def assemble(source: Source, config: Data) -> Dataset:
     """Cut the splits that are missing, look for images that stand in two of them, and fingerprint the result.
 
     Raises:
-        DataError: a class is too small to split, or training and test images overlap with `on_overlap: fail`.
+        DataError: a class is too small to split, the limit is below the number of classes, or training and test images overlap with `on_overlap: fail`.
     """
     train = _Hashed.of(source.train)
     validation: _Hashed | None = None
@@ -57,6 +57,7 @@ def assemble(source: Source, config: Data) -> Dataset:
     else:
         more, validation = _apart(validation, inside, source, config)
         overlap += more
+    train = _limited(train, source, config)
     test_print = test.fingerprint()
     return Dataset(
         name=source.name,
@@ -76,6 +77,18 @@ def _cut(part: _Hashed, fraction: float, source: Source, config: Data, what: str
         part.split.labels, part.digests, fraction=fraction, seed=config.split_seed, names=source.labels, what=what
     )
     return part.take(kept), part.take(held)
+
+
+def _limited(train: _Hashed, source: Source, config: Data) -> _Hashed:
+    """At most `config.limit` images; a larger limit adds images and takes none away."""
+    if config.limit is None or config.limit >= len(train.digests):
+        return train
+    if config.limit < len(source.labels):
+        raise DataError(
+            f"data.limit {config.limit} leaves no image for some of the {len(source.labels)} classes; raise it."
+        )
+    _, taken = _cut(train, config.limit / len(train.digests), source, config, "limited training")
+    return taken
 
 
 def _apart(part: _Hashed, inside: set[bytes], source: Source, config: Data) -> tuple[int, _Hashed]:

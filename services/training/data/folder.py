@@ -4,7 +4,8 @@
     photos/train/cats/1.jpg … photos/val/… photos/test/…       what is there is taken as it is
 
 Every visible file below a class directory is tried by its content, whatever its name says. Hidden files and those that
-desktops leave behind are no part of a data set.
+desktops leave behind are no part of a data set. A GIF is named and left out: among photographs it is what a web page
+showed in the place of one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from contracts.errors import DataError
+from contracts.errors import DataError, NotAnImage
 from contracts.images import ImageSpec
 from contracts.recipe import Data
 from services.training.data.cache import Arrays, key_of, remember
@@ -29,6 +30,8 @@ from services.training.data.decoding import decode_all
 _LOG = logging.getLogger(__name__)
 _SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 _LEFT_BEHIND = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+_GIF = (b"GIF87a", b"GIF89a")
+_RULES = 2  # raised where the same files give other images than before, so that old caches are not taken
 _MAX_BYTES = 256 * 2**20  # a video in a class directory is named and left out, not read into memory
 
 
@@ -139,7 +142,10 @@ def _decode(listing: _Listing, spec: ImageSpec, cache: Path) -> tuple[Split, lis
         path = listing.directory / listing.files[index][1]
         if path.exists() and not path.is_file():
             raise OSError("it is not a regular file")  # a pipe would block the thread that reads it
-        return path.read_bytes()
+        data = path.read_bytes()
+        if data.startswith(_GIF):
+            raise NotAnImage("it is a GIF, which is no photograph; convert it to PNG to use it.")
+        return data
 
     def build() -> Arrays:
         images, reasons = decode_all(read_file, len(labels), spec, what=f"decoding {listing.directory.name}")
@@ -148,7 +154,7 @@ def _decode(listing: _Listing, spec: ImageSpec, cache: Path) -> tuple[Split, lis
         document = json.dumps([[index, reason] for index, reason in reasons.items()])
         return {"images": images, "reasons": np.frombuffer(document.encode(), dtype=np.uint8)}
 
-    stored = remember(cache / f"folder-{key_of(*where)[:24]}.arrays", key_of(where, identity), build)
+    stored = remember(cache / f"folder-{key_of(*where)[:24]}.arrays", key_of(where, identity, _RULES), build)
     reasons = json.loads(stored["reasons"].tobytes())
     bad = [Skipped(path=listing.files[index][1], reason=reason) for index, reason in reasons]
     return Split(images=stored["images"], labels=np.delete(labels, [index for index, _ in reasons])), bad

@@ -132,3 +132,20 @@ def test_a_class_that_is_too_small_for_two_cuts_is_named_with_the_split_that_lac
     train = _split(10, seed=0).take(np.array([0, 1, 2, 4, 3, 6]))  # two odd ones: one for the test, one is left
     with pytest.raises(DataError, match="class 'odd' has 1 image to cut the validation split from"):
         assemble(_source(train=train), _config())
+
+
+def test_a_limit_takes_a_stratified_part_of_train_alone_and_a_larger_one_adds_to_it() -> None:
+    whole, some, more = (assemble(_source(test=_split(30, seed=1)), _config(limit=limit)) for limit in (None, 20, 40))
+    assert [len(found.train) for found in (whole, some, more)] == [90, 20, 40]
+    assert np.bincount(some.train.labels).tolist() == [10, 10]
+    assert _contents(some.train) < _contents(more.train) < _contents(whole.train)
+    for found in (some, more):
+        assert found.validation.fingerprint() == whole.validation.fingerprint()
+        assert found.test_fingerprint == whole.test_fingerprint
+        assert found.fingerprint != whole.fingerprint
+
+
+def test_a_limit_above_the_images_changes_nothing_and_one_below_the_classes_is_refused() -> None:
+    assert assemble(_source(), _config(limit=1000)).fingerprint == assemble(_source(), _config()).fingerprint
+    with pytest.raises(DataError, match=r"data\.limit 1 leaves no image for some of the 2 classes"):
+        assemble(_source(), _config(limit=1))

@@ -36,7 +36,7 @@ def _photos(root: Path, *splits: str, classes: tuple[str, ...] = ("cats", "dogs"
         for name in classes:
             for number in range(count):
                 shade += 1
-                kind = ("jpg", "png", "webp", "bmp", "gif", "jpeg")[number % 6]
+                kind = ("jpg", "png", "webp", "bmp", "tall.png", "jpeg")[number % 6]
                 _image(root / split / name / f"{number}.{kind}", shade)
     return root
 
@@ -117,18 +117,20 @@ def _bad(photos: Path) -> dict[str, str]:
     cats = photos / "cats"
     frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (0, 200)]
     frames[0].save(cats / "animated.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(cats / "placeholder.gif")
     (cats / "cut.png").write_bytes((cats / "1.png").read_bytes()[:150])
     (cats / "empty.jpg").write_bytes(b"")
     (cats / "notes.txt").write_text("these are cats")
     (cats / "gone.jpg").symlink_to(photos / "nowhere.jpg")
     os.mkfifo(cats / "pipe.jpg")
     return {
-        "cats/animated.gif": "animation",
+        "cats/animated.gif": "GIF",
         "cats/cut.png": "could not be decoded",
         "cats/empty.jpg": "empty",
         "cats/gone.jpg": "No such file",
         "cats/notes.txt": "not an image",
         "cats/pipe.jpg": "not a regular file",
+        "cats/placeholder.gif": "GIF",
     }
 
 
