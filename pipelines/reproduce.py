@@ -1,9 +1,9 @@
 """REPRODUCTION.md: every recipe's published figure beside ours, on real data, with the conditions.
 
-A recipe is fitted with three seeds where one fit takes under ten minutes on this machine, with one otherwise. What would
-take longer than the caller wants, or lacks its pretrained weights, is fitted in part as a trial, which says that the
-recipe runs and nothing about its figure. Finished runs are taken again, so an interrupted call goes on where it was; the
-file is written anew after every fit.
+A recipe is fitted with three seeds where one fit takes under ten minutes on this machine, with one otherwise. What
+would take longer than the caller wants, or lacks its pretrained weights, is fitted in part as a trial, which says that
+the recipe runs and nothing about its figure. Finished runs are taken again, so an interrupted call goes on where it
+was; the file is written anew after every fit.
 """
 
 from __future__ import annotations
@@ -206,8 +206,8 @@ def table(rows: Sequence[Row], *, machine: str, versions: Mapping[str, str]) -> 
         "",
         "Written by `stride reproduce`; not edited by hand. Test accuracy: mean and standard deviation over the seeds",
         f"(fits of more than {LONG_S / 60:.0f} minutes: one seed). A figure is reached where the mean is not below the",
-        "published one by more than the spread between seeds; a recipe without a published figure that competes with one",
-        "that has it must be above it. A trial is a part of a fit: it shows that the recipe runs, not what it reaches.",
+        "published one by more than the spread between seeds; a recipe without a figure that competes with one that",
+        "has it must be above. A trial is a part of a fit: it shows that the recipe runs, not what it reaches.",
         "",
         f"Machine: {machine}. " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
         "",
@@ -267,8 +267,8 @@ def _confusion_table(name: str, confusion: Mapping[str, list[int]]) -> list[str]
         "",
         f"## Confusion matrix of `{name}`, ours",
         "",
-        "Test images of each true class (row) by predicted class (column), first seed. The source's own matrix is not at",
-        "hand, so it cannot stand beside it.",
+        "Test images of each true class (row) by predicted class (column), first seed. The source's own matrix is not",
+        "at hand, so it cannot stand beside it.",
         "",
         f"| true class | {' | '.join(labels)} |",
         "|---" * (len(labels) + 1) + "|",

@@ -51,9 +51,7 @@ def reproduce(
     with working():
         from pipelines import reproduce as reproduction
 
-        rows = reproduction.reproduce(
-            recipes, output=output, seeds=tuple(range(seeds)), longest=longest * 60, say=say
-        )
+        rows = reproduction.reproduce(recipes, output=output, seeds=tuple(range(seeds)), longest=longest * 60, say=say)
     missed = reproduction.missed(rows)
     if as_json:
         answer_json(

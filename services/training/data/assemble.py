@@ -38,7 +38,8 @@ def assemble(source: Source, config: Data) -> Dataset:
     """Cut the splits that are missing, look for images that stand in two of them, and fingerprint the result.
 
     Raises:
-        DataError: a class is too small to split, the limit is below the number of classes, or training and test images overlap with `on_overlap: fail`.
+        DataError: a class is too small to split, `limit` is below the number of classes, or training and test images
+            overlap with `on_overlap: fail`.
     """
     train = _Hashed.of(source.train)
     validation: _Hashed | None = None
