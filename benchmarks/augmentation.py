@@ -15,11 +15,11 @@ import statistics
 
 import torch
 
-from benchmarks.loop import clock, loop, synthetic
+from benchmarks.loop import clock, loop, one_epoch, planned, synthetic
 from contracts.recipe import Augmentation, Recipe
 from pipelines import recipe_files
 from services.training.augment import augment
-from services.training.device import Plan
+from services.training.device import Precision
 
 CEILING = 0.15
 
@@ -36,29 +36,12 @@ ALONE: tuple[dict[str, object], ...] = (
 )
 
 
-def one_epoch(recipe: Recipe, augmentation: Augmentation) -> Recipe:
-    fit = recipe.fit.model_copy(update={"epochs": 1, "restore_best": False})
-    return recipe.model_copy(update={"fit": fit, "augmentation": augmentation})
-
-
-def planned(precision: str) -> Plan:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Plan(
-        device=device,
-        device_name=device,
-        device_reason="benchmark",
-        precision=precision,  # type: ignore[arg-type]
-        channels_last=True,
-        precision_reason="benchmark",
-        threads=1,
-    )
-
-
-def share(recipe: Recipe, *, precision: str, images: int, repeats: int) -> float:
+def share(recipe: Recipe, *, precision: Precision, images: int, repeats: int) -> float:
     """(augmented - plain) / plain, of the time of an epoch; printed with the spread over the pairs."""
     plan = planned(precision)
     split = synthetic(recipe, images, classes=2)
-    variants = (one_epoch(recipe, recipe.augmentation), one_epoch(recipe, Augmentation()))
+    full = one_epoch(recipe)
+    variants = (full, full.model_copy(update={"augmentation": Augmentation()}))
 
     def times() -> tuple[float, float]:
         augmented, plain = (images / loop(variant, split, plan, 2) for variant in variants)

@@ -4,6 +4,7 @@
       bundle.json      this module's Manifest: labels, input, metrics, provenance, sha256 of every other file
       model.onnx       images uint8 (batch, height, width, channels) -> probabilities float32 (batch, classes)
       golden-K.png     test images, with the probabilities that the model gave them at export
+      model-int8.onnx  (or model-fp16.onnx) where `stride tune` chose it: the same contract, smaller numbers
 
 It is written atomically and read verified: a reader sees a whole, unchanged bundle or a `BundleError`.
 """
@@ -17,10 +18,11 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from contracts.errors import BundleError
 from contracts.image_spec import ImageSpec
@@ -74,6 +76,70 @@ class Provenance(_Frozen):
     """Of python, torch, onnx and onnxruntime at export."""
 
 
+class Reference(_Frozen):
+    """How the served graph answered the test images, in counts: serving tells drift by it."""
+
+    classes: tuple[Annotated[int, Field(ge=0)], ...]
+    """Test images by predicted class, in the order of the labels."""
+    edges: tuple[float, ...]
+    """The inner edges of the bins of the largest probability, rising; a bin begins with its lower edge."""
+    confidence: tuple[Annotated[int, Field(ge=0)], ...]
+    """Test images by bin, one more than the edges."""
+
+    @model_validator(mode="after")
+    def _counts_the_same_images(self) -> Self:
+        if any(not low < high for low, high in pairwise(self.edges)):
+            raise ValueError("the edges do not rise")
+        if len(self.confidence) != len(self.edges) + 1:
+            raise ValueError(f"{len(self.edges)} edges make {len(self.edges) + 1} bins, not {len(self.confidence)}")
+        if sum(self.classes) != sum(self.confidence) or not sum(self.classes):
+            raise ValueError("classes and confidence must count the same images, at least one")
+        return self
+
+
+class Session(_Frozen):
+    """How onnxruntime is to run a graph."""
+
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """No more than these, where a worker has more cores; None takes them all."""
+    optimization: Literal["extended", "all"] = "all"
+    """`all` also changes the layout of the tensors."""
+    convolution_search: Literal["HEURISTIC", "EXHAUSTIVE"] = "HEURISTIC"
+    """On CUDA: how cuDNN chooses the algorithm of a convolution."""
+    buckets: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(max_length=64)] = ()
+    """On CUDA: the batch sizes that batches are filled up to, rising; none takes the powers of two."""
+
+    @model_validator(mode="after")
+    def _rise(self) -> Self:
+        if any(low >= high for low, high in pairwise(self.buckets)):
+            raise ValueError(f"buckets {list(self.buckets)} do not rise")
+        return self
+
+
+class Serving(_Frozen):
+    """The graph that is served and how, as `stride tune` measured it; where it cannot be, model.onnx is served."""
+
+    file: _FileName
+    precision: Literal["fp32", "int8", "fp16"]
+    provider: Literal["CPUExecutionProvider", "CUDAExecutionProvider"]
+    """Of onnxruntime; on another one model.onnx is served with the default session."""
+    exact_int8: bool = False
+    """The graph relies on products of 8-bit integers that do not saturate (contracts.cpu)."""
+    session: Session = Session()
+    golden: tuple[tuple[float, ...], ...]
+    """What this graph answered to the manifest's golden images, in their order."""
+    tolerance: Annotated[float, Field(gt=0)]
+    """Largest difference of a golden probability between two machines; rounding to 8 bits makes it a large one."""
+    reason: str
+    """Why this one, with the figures, in one clause."""
+    gain: float
+    """The share of model.onnx's time that it saves; 0 where model.onnx with the default session was kept."""
+    validation: dict[str, float] = {}
+    """What the gate of accuracy saw: images, accuracy_before, accuracy_after, agreement, …"""
+    machine: str
+    """Where it was measured."""
+
+
 class Manifest(_Frozen):
     """bundle.json."""
 
@@ -91,7 +157,16 @@ class Manifest(_Frozen):
     """What the proof saw: images, largest difference, differing argmax."""
     provenance: Provenance
     golden: tuple[Golden, ...] = ()
+    reference: Reference | None = None
+    """None in bundles of before it was written: their drift is not told."""
+    serving: Serving | None = None
+    """None: never tuned, model.onnx is served."""
     files: dict[_FileName, FileEntry]
+
+    @property
+    def served_file(self) -> str:
+        """The graph that `metrics` were measured on, and that is served where the machine can."""
+        return self.serving.file if self.serving else MODEL
 
     def digest(self) -> str:
         """sha256 of bundle.json as written: it pins every file of the bundle."""
@@ -225,7 +300,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _complete(path: Path, manifest: Manifest) -> None:
-    for name in (MODEL, *(golden.file for golden in manifest.golden)):
+    for name in (MODEL, manifest.served_file, *(golden.file for golden in manifest.golden)):
         if name not in manifest.files:
             raise BundleError(f"bundle {path}: its manifest names no {name!r}; export it again.")
     for golden in manifest.golden:
@@ -234,6 +309,16 @@ def _complete(path: Path, manifest: Manifest) -> None:
             raise BundleError(
                 f"bundle {path}: {golden.file} has {len(golden.probabilities)} probabilities for {wanted}."
             )
+    if (serving := manifest.serving) is not None:
+        found = [len(answer) for answer in serving.golden]
+        if found != [len(manifest.labels)] * len(manifest.golden):
+            wanted = f"{len(manifest.golden)} golden images and {len(manifest.labels)} labels"
+            raise BundleError(f"bundle {path}: {serving.file} has {found} probabilities for {wanted}; tune it again.")
+    reference = manifest.reference
+    if reference is not None and len(reference.classes) != len(manifest.labels):
+        raise BundleError(
+            f"bundle {path}: its reference counts {len(reference.classes)} classes for {len(manifest.labels)} labels."
+        )
 
 
 def _verified(path: Path, entry: FileEntry) -> bytes:

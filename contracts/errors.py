@@ -96,6 +96,8 @@ class NoModel(StrideError):
 class Overloaded(StrideError):
     status, code = 429, "overloaded"
 
-    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+    def __init__(self, message: str, *, retry_after_s: float = 1.0, reason: str = "queue_full") -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.reason = reason
+        """What was short, in one word: for metrics."""

@@ -22,6 +22,8 @@ FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_PIXELS: Final = 50_000_000
 """Most pixels (width x height) of an image, checked on its header, before anything is decoded."""
 
+_STRIP: Final = 256
+
 # What the first bytes of each format look like. The declared media type is never trusted.
 _MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF87a", b"GIF89a")
 
@@ -84,13 +86,22 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 def _to_mode(image: Image.Image, mode: Literal["L", "RGB"], background: int) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a sample: Pillow's own conversion clips at 255 instead of rescaling
-        samples = np.asarray(image, dtype=np.int64).clip(0, 65535)
-        image = Image.fromarray(np.rint(samples / 257).astype(np.uint8))
+        image = _eight_bits(image)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (background, background, background, 255)), rgba)
         image = image.convert("RGB")
     return image if image.mode == mode else image.convert(mode)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit gray samples over 257, rounded; in strips, since wide integers of a whole image would fill memory."""
+    array = np.empty((image.height, image.width), dtype=np.uint8)
+    for top in range(0, image.height, _STRIP):
+        strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
+        samples = np.asarray(strip, dtype=np.int32).clip(0, 65535)
+        array[top : top + _STRIP] = (samples + 128) // 257  # 257 is odd, so no sample lies half way
+    return Image.fromarray(array)
 
 
 def _resize(image: Image.Image, spec: ImageSpec) -> Image.Image:

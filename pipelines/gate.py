@@ -3,6 +3,9 @@
 A candidate is compared with the champion on the same test images only. Where the champion was measured on others, the
 caller measures it again on the candidate's (`Facts.test_fingerprint` then is the candidate's). Where that cannot be
 done the gate refuses: two accuracies on different images say nothing about which model is better.
+
+Whatever the thresholds, a candidate must beat the majority-class baseline, the accuracy of always naming the most
+common class: a network that learned nothing usually comes to exactly that.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from typing import Any
 from contracts.bundle import MODEL, Manifest
 from contracts.recipe import Gate
 
+_LAST_BIT = 1e-12  # less than one image of any test split, more than floating point loses
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
@@ -22,6 +27,8 @@ class Facts:
     """How reasons call it: `run 1a2b3c`, `version 3`."""
     accuracy: float
     """Of the test split, as served (0-1)."""
+    majority_baseline: float | None
+    """The share of the most common class in the test split (0-1); None where it is not known."""
     test_fingerprint: str
     """Of the images that the accuracy was measured on."""
     labels: tuple[str, ...]
@@ -38,6 +45,7 @@ class Facts:
             who=who,
             # A manifest without an accuracy is judged as the worst model there is.
             accuracy=manifest.metrics.get("test/accuracy", 0.0),
+            majority_baseline=manifest.metrics.get("test/majority_baseline"),
             test_fingerprint=manifest.provenance.test_fingerprint,
             labels=manifest.labels,
             model_bytes=manifest.files[MODEL].bytes,
@@ -92,7 +100,12 @@ def decide(
 
     `allow_new_labels` lets a changed set or order of labels through; no accuracy is compared then, because none can be.
     """
-    checks = [_floor(candidate, thresholds), _parity(candidate), _size(candidate, thresholds)]
+    checks = [
+        _floor(candidate, thresholds),
+        _baseline(candidate),
+        _parity(candidate),
+        _size(candidate, thresholds),
+    ]
     if champion is not None:
         same = candidate.labels == champion.labels
         checks.append(_labels(candidate, champion, allowed=allow_new_labels))
@@ -105,6 +118,21 @@ def _floor(candidate: Facts, thresholds: Gate) -> Check:
     passed = candidate.accuracy >= thresholds.min_accuracy
     reason = f"test accuracy {candidate.accuracy:.4f}, at least {thresholds.min_accuracy:.4f} wanted"
     return Check(name="floor", passed=passed, reason=reason)
+
+
+def _baseline(candidate: Facts) -> Check:
+    baseline = candidate.majority_baseline
+    if baseline is None:
+        reason = "the bundle does not say how large the most common class of the test images is; train again"
+        return Check(name="baseline", passed=False, reason=reason)
+    # Both are k/n in floating point: equal counts must be equal here, and equality is what learning nothing gives.
+    passed = candidate.accuracy > baseline + _LAST_BIT
+    tail = "" if passed else ", so it is no better than always naming that class"
+    reason = (
+        f"test accuracy {candidate.accuracy:.4f} is {'' if passed else 'not '}above {baseline:.4f}, the share of the "
+        f"most common class in the test images{tail}"
+    )
+    return Check(name="baseline", passed=passed, reason=reason)
 
 
 def _parity(candidate: Facts) -> Check:
@@ -139,7 +167,7 @@ def _champion(candidate: Facts, champion: Facts, thresholds: Gate) -> Check:
         return Check(name="champion", passed=False, reason=reason)
     lowest = champion.accuracy - thresholds.max_drop
     # Accuracies are k/n in floating point: a drop of exactly max_drop must not fail by the last bit.
-    passed = candidate.accuracy >= lowest - 1e-12
+    passed = candidate.accuracy >= lowest - _LAST_BIT
     reason = (
         f"test accuracy {candidate.accuracy:.4f} against {champion.accuracy:.4f} of {champion.who} on the same images, "
         f"a drop of up to {thresholds.max_drop:.4f} is allowed"

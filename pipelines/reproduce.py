@@ -8,9 +8,10 @@ was; the file is written anew after every fit.
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -88,6 +89,7 @@ def reproduce(
     output: Path,
     seeds: Sequence[int] = SEEDS,
     longest: float = LONGEST_S,
+    note: str = "",
     progress: bool | None = None,
     say: Say,
 ) -> list[Row]:
@@ -98,6 +100,7 @@ def reproduce(
         output: The Markdown file; replaced after every fit.
         seeds: Seeds of a fit that is short enough for several.
         longest: Seconds; a fit that would take longer here is done as a trial.
+        note: What else a reader of the seconds should know, such as what ran beside the fits.
         progress: As `services.training.train.train` takes it.
         say: Gets a line for each fit.
 
@@ -105,27 +108,31 @@ def reproduce(
         StrideError: a fit failed. A recipe whose data are not at hand is a row that says so, not an error.
     """
     rows: list[Row] = []
+
+    def write() -> None:
+        _write(output, rows, note)
+
     for recipe in recipes:
         row = Row(recipe)
         rows.append(row)
         try:
-            _fit(row, rows, output, seeds=seeds, longest=longest, progress=progress, say=say)
+            _fit(row, rows, seeds=seeds, longest=longest, progress=progress, say=say, write=write)
         except DataError as error:
             row.missing = error.message
             say(f"{recipe.name}: {error.message}")
-        _write(output, rows)
+        write()
     return rows
 
 
 def _fit(
     row: Row,
-    rows: list[Row],
-    output: Path,
+    rows: Sequence[Row],
     *,
     seeds: Sequence[int],
     longest: float,
     progress: bool | None,
     say: Say,
+    write: Callable[[], None],
 ) -> None:
     from services.training.data import load
     from services.training.train import train
@@ -144,7 +151,7 @@ def _fit(
         row.results.append(train(seeded, progress=progress))
         if row.recipe.published.test_accuracy is not None and row.confusion is None:
             row.confusion = _confusion(row.results[0].run_id)
-        _write(output, rows)
+        write()
         if row.results[0].seconds > LONG_S:
             break
 
@@ -164,12 +171,12 @@ def _whole_or_trial(recipe: Recipe, rows: Sequence[Row], longest: float) -> tupl
             return _part(recipe), f"{size}, since the run of `{parent.recipe.name}` that it starts from was a trial"
     try:
         seconds = estimate(recipe)
-    except DataError as error:
+    except DataError:
         if not isinstance(model, Backbone) or model.weights != "imagenet":
             raise
         random = recipe.model_copy(update={"model": model.model_copy(update={"weights": "none"})})
         estimate(random)  # where it was not the weights that are missing, this is what says so
-        return _part(random), f"{size} with RANDOM weights, which cannot learn much: {error.message}"
+        return _part(random), f"{size} with RANDOM weights, which cannot learn much: ImageNet's are not at hand"
     if seconds > longest:
         return _part(recipe), f"{size}: the whole fit would take about {seconds / 60:,.0f} minutes here"
     return recipe, None
@@ -199,7 +206,7 @@ def _confusion(run_id: str) -> dict[str, list[int]]:
     }
 
 
-def table(rows: Sequence[Row], *, machine: str, versions: Mapping[str, str]) -> str:
+def table(rows: Sequence[Row], *, machine: str, versions: Mapping[str, str], note: str = "") -> str:
     """The Markdown document."""
     lines = [
         "# Reproduction",
@@ -210,6 +217,7 @@ def table(rows: Sequence[Row], *, machine: str, versions: Mapping[str, str]) -> 
         "has it must be above. A trial is a part of a fit: it shows that the recipe runs, not what it reaches.",
         "",
         f"Machine: {machine}. " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
+        *([note] if note else []),
         "",
         f"| {' | '.join(_COLUMNS)} |",
         "|---" * len(_COLUMNS) + "|",
@@ -279,7 +287,7 @@ def _confusion_table(name: str, confusion: Mapping[str, list[int]]) -> list[str]
     ]
 
 
-def _write(output: Path, rows: Sequence[Row]) -> None:
+def _write(output: Path, rows: Sequence[Row], note: str) -> None:
     from importlib.metadata import version
 
     from services.training.device import choose_device
@@ -289,7 +297,10 @@ def _write(output: Path, rows: Sequence[Row]) -> None:
         row.rival = None if row.recipe.published.test_accuracy else with_figure.get(row.recipe.model_name)
     kind, name, _ = choose_device()
     packages = {package: version(package) for package in ("torch", "torchvision", "onnxruntime-gpu")}
-    text = table(rows, machine=f"{name} ({kind})", versions={"Python": platform.python_version(), **packages})
+    # The processor's name is followed by this process' threads; the fits may have had others.
+    machine = name if kind == "cuda" else f"{name.partition(',')[0]}, {os.cpu_count()} processors"
+    versions = {"Python": platform.python_version(), **packages}
+    text = table(rows, machine=f"{machine} ({kind})", versions=versions, note=note)
     output.parent.mkdir(parents=True, exist_ok=True)
     staged = output.with_name(f".{output.name}.new")
     staged.write_text(text)

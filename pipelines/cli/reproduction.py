@@ -25,6 +25,7 @@ def reproduce(
         typer.Option("--folder", help="Photographs for the folder recipes; $STRIDE_DATA/hymenoptera without it."),
     ] = None,
     longest: Annotated[float, typer.Option("--longest", min=1, help="Minutes; a longer fit is done as a trial.")] = 60,
+    note: Annotated[str, typer.Option("--note", help="A sentence on the conditions, put beside the machine.")] = "",
     as_json: Json = False,
 ) -> None:
     """Fit the recipes on real data and write REPRODUCTION.md.
@@ -51,7 +52,9 @@ def reproduce(
     with working():
         from pipelines import reproduce as reproduction
 
-        rows = reproduction.reproduce(recipes, output=output, seeds=tuple(range(seeds)), longest=longest * 60, say=say)
+        rows = reproduction.reproduce(
+            recipes, output=output, seeds=tuple(range(seeds)), longest=longest * 60, note=note, say=say
+        )
     missed = reproduction.missed(rows)
     if as_json:
         answer_json(

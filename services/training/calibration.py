@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from contracts.errors import FitError
 from services.training.data.dataset import Split
-from services.training.evaluate import to_device
+from services.training.evaluate import batch_size, to_device
 from services.training.networks import ServedGraph
 
 BOUNDS: Final = (0.1, 10.0)
 """Of the temperature. It also bounds how much the division can enlarge a rounding error of the logits."""
-_BATCH: Final = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,8 +97,9 @@ def logits_of(graph: ServedGraph, images: NDArray[np.uint8]) -> NDArray[np.float
     modes = [(module, module.training) for module in graph.modules()]
     graph.eval()
     device = graph.mean.device
-    starts = range(0, len(images), _BATCH)
-    batches = (graph.normalize(to_device(images[start : start + _BATCH], device)) for start in starts)
+    size = batch_size(images.shape[1:])
+    starts = range(0, len(images), size)
+    batches = (graph.normalize(to_device(images[start : start + size], device)) for start in starts)
     answers = [graph.network(batch).float().cpu() for batch in batches]
     for module, training in modes:  # one by one: frozen layers may be in eval mode while the others train
         module.training = training

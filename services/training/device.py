@@ -183,6 +183,7 @@ def _label(plan: Plan) -> str:
 
 def steps_per_second(step: Callable[[], None], device: str, seconds: float) -> float:
     """The median rate of a training step over `seconds` and three calls at least, after three that are not timed."""
+
     def synchronize() -> None:
         if device == "cuda":
             torch.cuda.synchronize()

@@ -9,9 +9,13 @@ import io
 import warnings
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+from PIL import Image
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 # Okabe and Ito's palette: its colours stay apart for colour-blind readers and in print.
 BLUE: Final = "#0072B2"
@@ -51,6 +55,12 @@ def to_png(figure: Figure) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format="png", dpi=110, facecolor="white")
     return buffer.getvalue()
+
+
+def to_pixels(png: bytes) -> NDArray[np.uint8]:
+    """What a PNG of ours shows: uint8, (height, width, 3)."""
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        return np.asarray(image.convert("RGB"), dtype=np.uint8)
 
 
 def plain(axes: Axes, title: str, x: str, y: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,7 +15,15 @@ from torch import Tensor
 from services.training.networks import ServedGraph
 from services.training.objective import loss_and_correct
 
-_BATCH = 512
+_VALUES = 512 * 96 * 96 * 3
+
+
+def batch_size(shape: Sequence[int]) -> int:
+    """How many images of (height, width, channels) are evaluated at once: 512, and fewer where they are large.
+
+    The first layers of a network for 224x224 hold 13 MB an image in fp32; 512 of them would take 6.6 GB.
+    """
+    return max(1, min(512, _VALUES // math.prod(shape)))
 
 
 def to_device(array: NDArray[Any], device: str | torch.device) -> Tensor:
@@ -34,8 +44,9 @@ def evaluate(
     graph.eval()
     loss_sum = torch.zeros((), device=images.device)
     right = torch.zeros((), device=images.device, dtype=torch.int64)
-    for start in range(0, len(labels), _BATCH):
-        batch, truth = images[start : start + _BATCH], labels[start : start + _BATCH]
+    size = batch_size(images.shape[1:])
+    for start in range(0, len(labels), size):
+        batch, truth = images[start : start + size], labels[start : start + size]
         with precision or nullcontext():
             logits = graph.network(graph.normalize(batch))
         loss, correct = loss_and_correct(logits, truth, output=graph.output)
@@ -51,6 +62,7 @@ def predict(graph: ServedGraph, images: NDArray[np.uint8]) -> NDArray[np.float32
     was_training = graph.training
     graph.eval()
     device = graph.mean.device
-    answers = [graph(to_device(images[i : i + _BATCH], device)).cpu() for i in range(0, len(images), _BATCH)]
+    size = batch_size(images.shape[1:])
+    answers = [graph(to_device(images[i : i + size], device)).cpu() for i in range(0, len(images), size)]
     graph.train(was_training)
     return torch.cat(answers).numpy()

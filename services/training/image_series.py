@@ -1,6 +1,7 @@
 """What a network sees while it learns: activations, Grad-CAM and filters on fixed images, as MLflow's image series.
 
     with ImageSeries(run, validation) as series:
+        series.log(0, graph)
         result = fit(..., watch=series.watch)
         series.log(result.best_epoch, graph)
 

@@ -142,6 +142,8 @@ def _data(recipe: Recipe, dataset: Dataset) -> str:
         _table(("split", "images", "a class has"), rows),
         _overlap(recipe, dataset),
     ]
+    if dataset.contradictions:
+        lines.append(f"{_count(dataset.contradictions, 'image')} in two classes at once: one of the labels is wrong.")
     if dataset.skipped:
         named = [f"- `{item.path}`: {item.reason}" for item in dataset.skipped[:_FILES]]
         if len(dataset.skipped) > _FILES:

@@ -19,22 +19,24 @@ def activations(
 ) -> NDArray[np.uint8]:
     """A row an image: the image, then its first channels; bright is strong.
 
-    Each channel has one scale over all images, so a row can be compared with the others; a dead channel is dark.
+    Each channel has one scale over all images, so a row can be compared with the others; a dead channel is dark. A map
+    takes the image's tile, whose proportions it need not have: convolutions without padding take as much from both
+    sides.
 
     Args:
         images: uint8 (n, height, width, 1 or 3).
         maps: (n, channels, height, width).
         channels: How many of them.
-        side: Of a tile, in pixels.
+        side: The longer one of a tile, in pixels.
 
     Returns:
         uint8 (height, width, 3).
     """
     scaled = _each_channel(maps[:, :channels])
-    rows = [
-        [tile(image, side), *(tile(colour(channel, "viridis"), side) for channel in row)]
-        for image, row in zip(images, scaled, strict=True)
-    ]
+    rows = []
+    for image, row in zip(images, scaled, strict=True):
+        first = tile(image, side)
+        rows.append([first, *(_resized(colour(channel, "viridis"), first.shape[1], first.shape[0]) for channel in row)])
     return grid(rows)
 
 
@@ -74,11 +76,16 @@ def filters(weights: NDArray[np.float32], *, most: int = 64, columns: int = 8, s
 
 def tile(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """An image (height, width, 1 or 3) whose longer side is `side`, in RGB; enlarged pixels stay squares."""
+    height, width, _ = image.shape
+    scale = side / max(height, width)
+    return _resized(image, max(round(width * scale), 1), max(round(height * scale), 1))
+
+
+def _resized(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
     picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).convert("RGB")
-    scale = side / max(picture.size)
-    size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
-    how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
-    return np.asarray(picture.resize(size, how))
+    enlarged = width >= picture.width and height >= picture.height
+    how = Image.Resampling.NEAREST if enlarged else Image.Resampling.BOX
+    return np.asarray(picture.resize((width, height), how))
 
 
 def grid(rows: Sequence[Sequence[NDArray[np.uint8]]]) -> NDArray[np.uint8]:

@@ -33,7 +33,8 @@ def log_report(
     Metrics `test/*` (see `scores.score`; loss and calibration error before the temperature are `…_uncalibrated`);
     figures/learning_curves.png, confusion_matrix.png, mistakes.png, precision_recall_roc.png, reliability.png,
     samples.png and augmented.png; tables/per_class.json and confusion_matrix.json; model_card.md, which is also the
-    note on the run's page.
+    note on the run's page. Learning curves, confusion matrix and reliability are image series of one step, too, which
+    the compare view shows side by side.
 
     Args:
         run: Where it is logged.
@@ -76,11 +77,13 @@ def log_report(
     matrix = scores.confusion(truth, probabilities)
 
     run.metrics(results)
-    run.figure("figures/learning_curves.png", figures.learning_curves(history, recipe))
-    run.figure("figures/confusion_matrix.png", figures.confusion_matrix(matrix, dataset.labels))
+    run.figure("figures/learning_curves.png", figures.learning_curves(history, recipe), key="learning-curves")
+    run.figure("figures/confusion_matrix.png", figures.confusion_matrix(matrix, dataset.labels), key="confusion-matrix")
     run.figure("figures/mistakes.png", figures.mistakes(dataset.test.images, truth, probabilities, dataset.labels))
     run.figure("figures/precision_recall_roc.png", curves.precision_recall_roc(truth, probabilities, dataset.labels))
-    run.figure("figures/reliability.png", curves.reliability(truth, probabilities, before, temperature))
+    run.figure(
+        "figures/reliability.png", curves.reliability(truth, probabilities, before, temperature), key="reliability"
+    )
     train = dataset.train
     run.figure("figures/samples.png", samples.samples(train.images, train.labels, dataset.labels))
     run.figure(

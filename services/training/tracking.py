@@ -126,11 +126,17 @@ class Run:
         with self._errors(f"to write the image {key!r} of step {step}"):
             self._client.log_image(self.run_id, image, key=key, step=step)
 
-    def figure(self, path: str, figure: Figure) -> None:
-        """Write a matplotlib figure as the PNG `path`."""
-        from services.training.drawing import to_png
+    def figure(self, path: str, figure: Figure, *, key: str | None = None) -> None:
+        """Write a matplotlib figure as the PNG `path`; with a key, also as the one image of that series.
 
-        self.file(path, to_png(figure))
+        MLflow's compare view shows image series of several runs side by side, but no PNG among the artifacts.
+        """
+        from services.training.drawing import to_pixels, to_png
+
+        png = to_png(figure)
+        self.file(path, png)
+        if key is not None:
+            self.image(key, 0, to_pixels(png))
 
     def table(self, path: str, columns: Mapping[str, Sequence[Any]]) -> None:
         """Write columns of equal length as the JSON table `path`, which the UI compares across runs."""

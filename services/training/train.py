@@ -6,7 +6,9 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from contracts import places
+from contracts.errors import DataError
 from contracts.recipe import Normalize, Recipe
 from services.training import runs, weights
 from services.training.augment import augment
@@ -74,8 +77,7 @@ def train(recipe: Recipe, *, force: bool = False, progress: bool | None = None) 
         RegistryError: the tracking server is away.
     """
     choose_device()  # a device that is asked for and not there is told before the data are read
-    # A name such as a model's champion may mean other weights tomorrow; the run says which ones it started from.
-    recipe = weights.pin(recipe)
+    recipe = pin(recipe)
     dataset = load(recipe.data)
     if not force and (reused := _finished(recipe, dataset)) is not None:
         return reused
@@ -94,7 +96,7 @@ def estimate(recipe: Recipe) -> float:
 
     Early stopping makes it less, validation more. Raises as `train` does before anything is fitted.
     """
-    recipe = weights.pin(recipe)
+    recipe = pin(recipe)
     dataset = load(recipe.data)
     with torch.random.fork_rng():
         graph = make_graph(recipe, dataset)
@@ -102,6 +104,27 @@ def estimate(recipe: Recipe) -> float:
         with plan.using_threads():
             rate = steps_per_second(_trial(graph, dataset.train, recipe)(plan), plan.device, seconds=0.5)
     return math.ceil(len(dataset.train) / recipe.fit.batch_size) * recipe.fit.epochs / rate
+
+
+def pin(recipe: Recipe) -> Recipe:
+    """The recipe as its run keeps it: what its names mean here and now, so that they mean the same for its export.
+
+    A model's champion may be another one tomorrow, and a relative path lead elsewhere from another directory. Two
+    recipes that name one folder in two ways are one recipe from here on.
+
+    Raises:
+        DataError, RegistryError: see `weights.pin`; DataError also for a path of no such user, or of links in a circle.
+    """
+    recipe = weights.pin(recipe)
+    if recipe.data.path is None:
+        return recipe
+    try:
+        path = Path(recipe.data.path).expanduser().resolve()
+    except RuntimeError as error:
+        raise DataError(
+            f"data.path {recipe.data.path!r} leads nowhere ({error}); give the path of a directory."
+        ) from error
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": str(path)})})
 
 
 def make_graph(recipe: Recipe, dataset: Dataset) -> ServedGraph:
@@ -154,7 +177,8 @@ def _fit_and_log(
     }
     with open_run(recipe, tags=tags) as run:
         run.dataset(dataset)
-        with ImageSeries(run, dataset.validation) as series:
+        with ImageSeries(run, dataset.validation) as series, closing(Progress(show=progress)) as shown:
+            series.log(0, graph)  # before anything is learned; MLflow's slider begins here
             result = fit(
                 graph,
                 dataset.train,
@@ -162,7 +186,7 @@ def _fit_and_log(
                 recipe,
                 plan,
                 log=run,
-                progress=Progress(show=progress),
+                progress=shown,
                 watch=series.watch,
             )
             series.log(result.best_epoch, graph)  # the weights that were kept

@@ -2,29 +2,26 @@
 
 | `model.weights` | taken from |
 |---|---|
-| `imagenet` | torchvision's file, or NAME-imagenet*.safetensors, in one of `directories()`; else downloaded |
+| `imagenet` | torchvision's file, or NAME-imagenet*.safetensors, where `weight_files` looks; else downloaded |
 | `{file: PATH}` | safetensors, or a state dict that torch reads with weights_only=True |
 | `{run: ID}`, `{recipe: NAME}`, `{model: NAME}` | weights.safetensors of a finished run of the tracking server |
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import torch
 from torch import Tensor, nn
 
 from contracts import places
 from contracts.errors import DataError, RegistryError
 from contracts.recipe import Backbone, Normalize, Recipe, Weights
 from contracts.registry import CHAMPION
-from services.training import runs
+from services.training import runs, weight_files
 from services.training.networks.layers import head_of, within
 
 _log = logging.getLogger("stride")
@@ -46,11 +43,6 @@ class Pretrained:
     """The classes that the head tells apart; None where it is not known."""
 
 
-def directories() -> list[Path]:
-    """Where files of weights are looked for, in this order; torchvision keeps its own in the last one."""
-    return [places.data() / "weights", places.home() / "weights", Path(torch.hub.get_dir()) / "checkpoints"]
-
-
 def pin(recipe: Recipe) -> Recipe:
     """The recipe with its initial weights named for good: a recipe or model by its run, a file by its sha256.
 
@@ -62,7 +54,7 @@ def pin(recipe: Recipe) -> Recipe:
         return recipe
     given = recipe.model.weights
     if given.file is not None:
-        pinned = given.model_copy(update={"sha256": _digest(_find(given.file))})
+        pinned = given.model_copy(update={"sha256": weight_files.digest(weight_files.find(given.file))})
         if given.sha256 not in (None, pinned.sha256):
             raise DataError(
                 f"model.weights.file {given.file!r} has sha256 {pinned.sha256}, expected {given.sha256}; "
@@ -95,9 +87,9 @@ def load(network: nn.Module, recipe: Recipe, *, labels: tuple[str, ...]) -> Norm
     if isinstance(model.weights, Weights):
         include = model.weights.include
         file = model.weights.file
-        found = read_file(model, _find(file)) if file is not None else read_run(_run_of(model.weights))
+        found = read_file(model, weight_files.find(file)) if file is not None else read_run(_run_of(model.weights))
     else:
-        found = read_file(model, _imagenet(model.name))
+        found = read_file(model, weight_files.imagenet(model.name))
     if include == "all" and found.labels is not None and found.labels != labels:
         raise DataError(
             f"{found.source}: its head tells {_list(found.labels)} apart, the data has {_list(labels)}; "
@@ -115,26 +107,9 @@ def read_file(model: Backbone, path: Path) -> Pretrained:
     Raises:
         DataError: the file holds something else or is damaged.
     """
-    source = f"weights {path}"
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors' error is a plain Exception, and torch has five kinds of them for damage
-        # torch's own words advise to unpickle everything, which runs whatever the file says.
-        raise DataError(
-            f"{source}: it is damaged, or holds more than tensors, which is not unpickled for safety "
-            f"({type(error).__name__}); bring the file again, or save the network's state_dict() with safetensors."
-        ) from error
-    # Training scripts often keep the state dict beside the epoch and the optimizer.
-    for key in ("state_dict", "model"):
-        state = state.get(key, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DataError(f"{source}: it is no state dict, names with a tensor each; save the network's state_dict().")
-    return Pretrained(state=state, source=source, normalize=_imagenet_normalize(model.name))
+    return Pretrained(
+        state=weight_files.read(path), source=weight_files.source(path), normalize=_imagenet_normalize(model.name)
+    )
 
 
 def read_run(run_id: str) -> Pretrained:
@@ -143,20 +118,12 @@ def read_run(run_id: str) -> Pretrained:
     Raises:
         RegistryError: the tracking server is away, there is no such run, it is not finished, or a file is missing.
     """
-    from safetensors.torch import load as from_bytes
-
-    from services.training.tracking import get_run
-
-    found = get_run(run_id)
-    if found.info.status != "FINISHED":
-        raise RegistryError(f"run {run_id} is {found.info.status}, not FINISHED; name another in model.weights.")
-    files = runs.read_artifacts(run_id, (runs.NETWORK, runs.WEIGHTS))
-    description = json.loads(files[runs.NETWORK])
+    stored = runs.read_network(run_id, instead="name another in model.weights")
     return Pretrained(
-        state=from_bytes(files[runs.WEIGHTS]),
+        state=stored.state,
         source=f"run {run_id}",
-        normalize=Normalize(mean=tuple(description["mean"]), std=tuple(description["std"])),
-        labels=tuple(description["labels"]),
+        normalize=Normalize(mean=stored.mean, std=stored.std),
+        labels=stored.labels,
     )
 
 
@@ -203,33 +170,6 @@ def _missing(key: str, value: Tensor, found: Pretrained) -> DataError:
     )
 
 
-def _imagenet(name: str) -> Path:
-    """torchvision's ImageNet weights of a network: the file where it is, or downloaded into $STRIDE_HOME/weights."""
-    from torchvision import models
-
-    url: str = models.get_model_weights(name).DEFAULT.url  # type: ignore[attr-defined]
-    file = url.rpartition("/")[2]
-    for directory in directories():
-        if (directory / file).is_file():
-            return directory / file
-        if near := sorted(directory.glob(f"{name}-imagenet*.safetensors")):
-            return near[0]
-    target = places.home() / "weights"
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        _log.info("model.weights: %s is downloaded to %s", file, target)
-        # The end of the name is the start of the sha256; an incomplete file never gets this name.
-        torch.hub.download_url_to_file(url, str(target / file), file.rpartition("-")[2].split(".")[0], progress=False)
-    except (OSError, RuntimeError) as error:
-        looked = ", ".join(str(directory) for directory in directories())
-        raise DataError(
-            f"model.weights 'imagenet' of {name}: neither {file} nor {name}-imagenet*.safetensors is in {looked}, and "
-            f"it could not be downloaded ({_line(error)}); put the file from {url} into one of them, or set "
-            "model.weights to none."
-        ) from error
-    return target / file
-
-
 def _imagenet_normalize(name: str) -> Normalize:
     from torchvision import models
 
@@ -237,15 +177,6 @@ def _imagenet_normalize(name: str) -> Normalize:
         return Normalize(mean=(0.5,) * 3, std=(0.5,) * 3)
     preset = models.get_model_weights(name).DEFAULT.transforms()  # type: ignore[attr-defined]
     return Normalize(mean=tuple(preset.mean), std=tuple(preset.std))
-
-
-def _find(file: str) -> Path:
-    given = Path(file).expanduser()
-    for place in (Path(), *directories()):
-        if (place / given).is_file():
-            return place / given
-    looked = "" if given.is_absolute() else f" in {', '.join(str(place) for place in (Path.cwd(), *directories()))}"
-    raise DataError(f"model.weights.file {file!r} is not there{looked}; give the path of an existing file.")
 
 
 def _run_of(given: Weights) -> str:
@@ -295,11 +226,6 @@ def _for_channels(given: Normalize, channels: int) -> Normalize:
     return Normalize(mean=(mean,) * channels, std=(std,) * channels)
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _part(key: str) -> str:
     return key.partition(".")[0]
 
@@ -310,7 +236,3 @@ def _shape(value: Tensor) -> str:
 
 def _list(labels: tuple[str, ...]) -> str:
     return ", ".join(labels[:5]) + (" …" if len(labels) > 5 else "")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from typing import Any, Literal
@@ -138,6 +139,21 @@ def test_sixteen_bits_are_rescaled_and_not_clipped() -> None:
     samples = np.array([[0, 255, 256, 32768, 65535, 257 * 100]], dtype=np.uint16)
     array = decode(_bytes(Image.fromarray(samples), "PNG"), _spec(1, 6))
     np.testing.assert_array_equal(array[0, :, 0], [0, 1, 1, 128, 255, 100])
+
+
+def test_every_sixteen_bit_sample_is_rounded_to_the_nearest_eight_bit_one_also_across_strips() -> None:
+    samples = np.tile(np.arange(65536, dtype=np.uint16).reshape(256, 256), (3, 1))[:700]
+    array = decode(_bytes(Image.fromarray(samples), "PNG"), _spec(700, 256))
+    np.testing.assert_array_equal(array[:, :, 0], np.rint(samples / 257).astype(np.uint8))
+
+
+def test_a_large_sixteen_bit_image_takes_little_more_memory_than_its_samples() -> None:
+    data = _bytes(Image.fromarray(np.zeros((3000, 3000), dtype=np.uint16)), "PNG")
+    tracemalloc.start()
+    decode(data, _spec(8, 8))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 9_000_000 * 5  # numpy's part: eight bytes a sample before strips, and as much again in floats
 
 
 def test_cmyk_becomes_rgb() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from contracts import recipe
+from contracts import recipe, recipe_data, recipe_fit, recipe_model, recipe_part
 from contracts.errors import RecipeError
 
 Content = dict[str, Any]
@@ -329,6 +329,17 @@ def test_the_json_schema_explains_fields_to_an_editor() -> None:
     assert schema["$defs"]["Optimizer"]["properties"]["smoothing"]["description"].startswith("Of rmsprop")
     assert schema["$defs"]["ImageSpec"]["properties"]["height"]["description"] == "Rows of pixels."
     assert schema["properties"]["model_name"]["description"].startswith("The registered model")
+
+
+def test_every_part_is_to_be_had_from_the_module_of_the_recipe() -> None:
+    parts = {
+        name
+        for module in (recipe_data, recipe_fit, recipe_model)
+        for name, part in vars(module).items()
+        if isinstance(part, type) and issubclass(part, recipe_part.Part) and part is not recipe_part.Part
+    }
+    assert {"Data", "Backbone", "Schedule"} <= parts
+    assert parts <= set(recipe.__all__)
 
 
 def test_reading_recipes_waits_for_neither_numpy_nor_pillow() -> None:

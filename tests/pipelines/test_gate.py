@@ -13,6 +13,7 @@ drops = st.floats(0, 0.99)
 CANDIDATE = Facts(
     who="run a",
     accuracy=0.95,
+    majority_baseline=0.5,
     test_fingerprint="same",
     labels=("cat", "dog"),
     model_bytes=1000,
@@ -42,6 +43,34 @@ def test_below_the_floor_is_refused_and_at_the_floor_is_not(accuracy: float, flo
     assert ("floor" in failed) == (accuracy < floor)
 
 
+@given(st.integers(1, 10_000), st.data())
+def test_as_many_right_as_the_most_common_class_has_is_not_enough_and_one_more_is(
+    images: int, data: st.DataObject
+) -> None:
+    right, common = (data.draw(st.integers(low, images)) for low in (0, 1))
+    learned = replace(CANDIDATE, accuracy=right / images, majority_baseline=common / images)
+
+    assert _failed(learned, None) == ([] if right > common else ["baseline"])
+
+
+def test_neither_thresholds_nor_new_labels_let_a_model_through_that_learned_nothing() -> None:
+    coin = replace(CANDIDATE, accuracy=0.5)
+    gate = Gate(min_accuracy=0, max_drop=0.99)
+
+    assert _failed(coin, None, gate=gate) == ["baseline"]
+    assert _failed(coin, CHAMPION, gate=gate) == ["baseline"]
+    assert _failed(coin, replace(CHAMPION, labels=("cat", "cow")), gate=gate, allow_new_labels=True) == ["baseline"]
+    (check,) = decide(coin, None, gate).failed
+    assert check.reason == (
+        "test accuracy 0.5000 is not above 0.5000, the share of the most common class in the test images, so it is no "
+        "better than always naming that class"
+    )
+
+
+def test_a_bundle_that_does_not_know_its_baseline_is_refused() -> None:
+    assert _failed(replace(CANDIDATE, majority_baseline=None), None) == ["baseline"]
+
+
 @given(fractions, fractions, drops)
 def test_a_drop_is_refused_exactly_beyond_what_is_allowed(candidate: float, champion: float, drop: float) -> None:
     assume(abs(candidate - (champion - drop)) > 1e-9)
@@ -63,7 +92,7 @@ def test_a_drop_of_exactly_what_is_allowed_passes(images: int, data: st.DataObje
         gate=Gate(max_drop=lost / images),
     )
 
-    assert failed == []
+    assert "champion" not in failed
 
 
 @given(fractions, fractions, drops, fractions)
@@ -121,7 +150,13 @@ def test_every_check_is_named_with_its_numbers_and_the_failed_ones_come_first() 
     verdict = decide(replace(CANDIDATE, accuracy=0.9), CHAMPION, Gate(min_accuracy=0.5))
 
     assert verdict.reasons[0].startswith("failed champion: test accuracy 0.9000 against 0.9400 of version 3")
-    assert [reason.split()[1] for reason in verdict.reasons[1:]] == ["floor:", "parity:", "size:", "labels:"]
+    assert [reason.split()[1] for reason in verdict.reasons[1:]] == [
+        "floor:",
+        "baseline:",
+        "parity:",
+        "size:",
+        "labels:",
+    ]
     assert all(reason.startswith("passed") for reason in verdict.reasons[1:])
     assert "| champion | **failed** |" in verdict.to_markdown()
     assert verdict.to_json()["accepted"] is False

@@ -9,7 +9,7 @@ from contracts.errors import DataError
 from contracts.recipe import Recipe, parse
 from pipelines import reproduce
 from pipelines.reproduce import Row, missed, table
-from services.training import weights
+from services.training import weight_files
 from services.training.train import TrainResult
 
 
@@ -59,8 +59,8 @@ def test_a_figure_is_reached_when_the_mean_is_within_the_spread_below_it() -> No
 
 
 def test_the_table_shows_mean_spread_seeds_epochs_and_conditions() -> None:
-    text = table([row(0.90, 0.92, published=0.91)], machine="a CPU", versions={"torch": "2"})
-    assert "Machine: a CPU. torch 2." in text
+    text = table([row(0.90, 0.92, published=0.91)], machine="a CPU", versions={"torch": "2"}, note="It was busy.")
+    assert "Machine: a CPU. torch 2.\nIt was busy.\n" in text
     assert (
         "| `tiny` | 1,000 (900) | digits, 1,000 / 359 | 0.9100 | 0.9100 ± 0.0141 | yes | 2 | 3-4 | 7 | 1,234 |" in text
     )
@@ -122,7 +122,7 @@ def test_missing_pretrained_weights_are_a_trial_with_random_ones_and_so_is_what_
     def away(name: str) -> Path:
         raise DataError(f"model.weights 'imagenet' of {name}: not here.")
 
-    monkeypatch.setattr(weights, "_imagenet", away)  # torch would look for the file on the network
+    monkeypatch.setattr(weight_files, "imagenet", away)  # torch would look for the file on the network
     monkeypatch.setattr(reproduce, "TRIAL_IMAGES", 20)
     monkeypatch.setattr(reproduce, "TRIAL_EPOCHS", 1)
     data = {"dataset": "digits", "image": {"height": 32, "width": 32, "channels": 3}}

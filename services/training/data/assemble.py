@@ -12,6 +12,7 @@ from contracts.errors import DataError
 from contracts.recipe import Data
 from services.training.data.dataset import Dataset, Source, Split, combine, digests, fingerprint
 from services.training.data.splits import hold_out
+from services.training.data.warn import warn
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,13 +36,14 @@ class _Hashed:
 
 
 def assemble(source: Source, config: Data) -> Dataset:
-    """Cut the splits that are missing, look for images that stand in two of them, and fingerprint the result.
+    """Cut the splits that are missing, look for images in two of them or in two classes, and fingerprint them.
 
     Raises:
         DataError: a class is too small to split, `limit` is below the number of classes, or training and test images
             overlap with `on_overlap: fail`.
     """
     train = _Hashed.of(source.train)
+    contradictions = _in_two_classes(train, source, config)
     validation: _Hashed | None = None
     if source.test is not None:
         test = _Hashed.of(source.test)
@@ -70,6 +72,7 @@ def assemble(source: Source, config: Data) -> Dataset:
         test_fingerprint=fingerprint(source.labels, [test_print]),
         skipped=source.skipped,
         overlap=overlap,
+        contradictions=contradictions,
     )
 
 
@@ -88,8 +91,35 @@ def _limited(train: _Hashed, source: Source, config: Data) -> _Hashed:
         raise DataError(
             f"data.limit {config.limit} leaves no image for some of the {len(source.labels)} classes; raise it."
         )
-    _, taken = _cut(train, config.limit / len(train.digests), source, config, "limited training")
+    wanted, taken = config.limit, train
+    while len(taken.digests) > config.limit:  # every class gives one image, also where its share of a few is none
+        _, taken = _cut(train, wanted / len(train.digests), source, config, "limited training")
+        wanted -= 1
     return taken
+
+
+def _in_two_classes(train: _Hashed, source: Source, config: Data) -> int:
+    """How many images stand in two classes; no network can be right about both, and one of the labels is wrong."""
+    labels = train.split.labels.tolist()
+    first: dict[bytes, int] = {}
+    pairs: dict[bytes, tuple[int, int]] = {}
+    for index, digest in enumerate(train.digests):
+        before = first.setdefault(digest, index)
+        if labels[before] != labels[index]:
+            pairs.setdefault(digest, (before, index))
+    if pairs:
+        one, other = (
+            source.paths[index] if source.paths else f"an image of {source.labels[labels[index]]!r}"
+            for index in next(iter(pairs.values()))
+        )
+        found = f"{len(pairs):,} {'image stands' if len(pairs) == 1 else 'images stand'} in two classes"
+        same = f"the first as {one} and as {other}, pixel by pixel the same"
+        warn(_LOG, f"{_who(source, config)}: {found}, {same}; keep each in its right class only")
+    return len(pairs)
+
+
+def _who(source: Source, config: Data) -> str:
+    return f"data set '{source.name}'" + (f" in {config.path}" if config.path is not None else "")
 
 
 def _apart(part: _Hashed, inside: set[bytes], source: Source, config: Data) -> tuple[int, _Hashed]:
@@ -98,11 +128,11 @@ def _apart(part: _Hashed, inside: set[bytes], source: Source, config: Data) -> t
     count = int(same.sum())
     if count == 0:
         return 0, part
-    found = f"data set '{source.name}': {count:,} of {len(same):,} images to fit on are identical to a test image"
+    found = f"{_who(source, config)}: {count:,} of {len(same):,} images to fit on are identical to a test image"
     if config.on_overlap == "fail":
         raise DataError(f"{found}; remove them, or set data.on_overlap to drop.")
     if config.on_overlap == "warn":
-        _LOG.warning("%s; data.on_overlap: drop would leave them out of the fit", found)
+        warn(_LOG, f"{found}; data.on_overlap: drop would leave them out of the fit")
         return count, part
     left = part.take(np.flatnonzero(~same))
     counts = np.bincount(left.split.labels, minlength=len(source.labels)).tolist()

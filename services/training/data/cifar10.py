@@ -95,7 +95,12 @@ def _decode_archive(archive: Path) -> Arrays:
         with tarfile.open(archive) as tar:
             for member in tar:
                 parts = PurePosixPath(member.name).parts  # …/{train,test}/<class>/NNNN.jpg
-                if member.isfile() and len(parts) >= 3 and parts[-3] in members and parts[-2] in LABELS:
+                if member.isfile() and len(parts) >= 3 and parts[-3] in members:
+                    if parts[-2] not in LABELS:
+                        raise DataError(
+                            f"{archive}: {member.name} is of class {parts[-2]!r}, expected one of {', '.join(LABELS)}; "
+                            "bring the file again."
+                        )
                     file = tar.extractfile(member)
                     members[parts[-3]].append(("/".join(parts[-3:]), file.read() if file else b""))
     except (OSError, EOFError, tarfile.TarError) as error:

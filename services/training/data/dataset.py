@@ -51,6 +51,8 @@ class Source:
     validation: Split | None = None
     test: Split | None = None
     skipped: tuple[Skipped, ...] = ()
+    paths: tuple[str, ...] = ()
+    """Of the images of `train`, in their order, relative to the data set's directory; empty where they are no files."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -72,6 +74,8 @@ class Dataset:
     """The files that were left out, each with its reason."""
     overlap: int
     """How many images outside the test split were identical to one inside it (removed with `on_overlap: drop`)."""
+    contradictions: int = 0
+    """How many images the data set's training part holds in two classes, pixel by pixel the same."""
 
 
 def digests(images: NDArray[np.uint8]) -> list[bytes]:

@@ -26,6 +26,7 @@ from services.training.data.cache import Arrays, key_of, remember
 from services.training.data.classes import indices_of
 from services.training.data.dataset import Skipped, Source, Split
 from services.training.data.decoding import decode_all
+from services.training.data.warn import warn
 
 _LOG = logging.getLogger(__name__)
 _SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
@@ -58,13 +59,18 @@ def read(config: Data, cache: Path) -> Source:
     root = Path(config.path or "").expanduser()
     if not root.is_dir():
         what = "is not a directory" if root.exists() else "does not exist"
-        raise DataError(f"data.path {str(root)!r} {what}; give a directory with one directory of images a class.")
+        where = "" if root.is_absolute() else f" in {Path.cwd()}"
+        raise DataError(
+            f"data.path {str(root)!r} {what}{where}; say where your images are with --set data.path=DIR, a directory "
+            "with one directory of images a class."
+        )
     directories = _split_directories(root)
     labels = _labels(root, directories, config.classes)
     # Everything that names alone can tell is refused before the first image is decoded.
     listings = [_list(split, directory, labels) for split, directory in directories.items()]
     splits: dict[str, Split] = {}
     skipped: list[Skipped] = []
+    paths: tuple[str, ...] = ()
     for listing in listings:
         split, bad = _decode(listing, config.image, cache)
         prefix = "" if listing.directory == root else f"{listing.directory.name}/"
@@ -74,10 +80,13 @@ def read(config: Data, cache: Path) -> Source:
             raise DataError(f"{reason}; remove it, or set data.on_bad_image to skip.")
         _every_class(split, listing, labels, bad)
         splits[listing.split] = split
+        if listing.split == "train":
+            left_out = {item.path for item in bad}
+            paths = tuple(prefix + path for _, path in listing.files if path not in left_out)
     for item in skipped:
-        _LOG.warning("%s is left out: %s", root / item.path, item.reason)
+        warn(_LOG, f"{root / item.path} is left out: {item.reason}")
     name = root.resolve().name or "folder"
-    return Source(name=name, labels=labels, skipped=tuple(skipped), **splits)
+    return Source(name=name, labels=labels, skipped=tuple(skipped), paths=paths, **splits)
 
 
 def _split_directories(root: Path) -> dict[str, Path]:
@@ -96,7 +105,8 @@ def _split_directories(root: Path) -> dict[str, Path]:
         raise DataError(f"{root} has {there_are} but no train/; add train/ with one directory of images a class.")
     beside = sorted({directory.name for directory in _directories(root)} - {item.name for item in found.values()})
     if beside:
-        _LOG.warning("%s: %s is not read, only %s", root, beside[0], ", ".join(item.name for item in found.values()))
+        read_are = ", ".join(item.name for item in found.values())
+        warn(_LOG, f"{root}: {beside[0]} is not read, only {read_are}")
     return found
 
 

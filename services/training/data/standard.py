@@ -77,8 +77,11 @@ def _split(raw: Path, prefix: str, known: _Known) -> Split:
     labels = _idx(raw / f"{prefix}-labels-idx1-ubyte", dimensions=1)
     if len(images) != len(labels):
         raise DataError(f"{raw}: {prefix} has {len(images)} images and {len(labels)} labels; bring the files again.")
-    if labels.size and int(labels.max()) >= len(known.labels):
-        raise DataError(f"{raw}: {prefix} has the label {labels.max()}, expected 0-{len(known.labels) - 1}.")
+    if (wrong := np.flatnonzero(labels >= len(known.labels))).size:
+        raise DataError(
+            f"{raw / prefix}-labels-idx1-ubyte: image {wrong[0]} has the label {labels[wrong[0]]}, expected "
+            f"0-{len(known.labels) - 1}; bring the file again."
+        )
     return Split(images=images[..., None], labels=labels.astype(np.int64))
 
 

@@ -16,7 +16,7 @@ from services.training import tracking
 from services.training.data.dataset import Split
 from services.training.device import Plan
 from services.training.fit import fit
-from services.training.image_series import ImageSeries, probes
+from services.training.image_series import ImageSeries, pictures, probes
 from services.training.networks import ServedGraph, build
 from services.training.progress import Progress
 
@@ -64,6 +64,16 @@ def test_epochs_that_are_powers_of_two_are_logged_and_others_when_told() -> None
     for image in log.images.values():
         assert image.dtype == np.uint8
         assert image.shape[2] == 3
+
+
+@pytest.mark.parametrize(("height", "width"), [(21, 12), (12, 21)])
+def test_images_that_are_not_square_have_their_pictures_too(height: int, width: int) -> None:
+    blocks = (Block(filters=2), Block(filters=2, kernel=2, padding="same"))
+    network = build(Convnet(blocks=blocks), image=ImageSpec(height=height, width=width, channels=3), classes=2)
+    graph = ServedGraph(network, output="softmax", mean=(0.5,) * 3, std=(0.5,) * 3)
+    images = np.random.default_rng(0).integers(0, 256, (3, height, width, 3), dtype=np.uint8)
+    made = pictures(graph, images, np.array([0, 1, 0]))
+    assert set(made) == {"activations-block1", "activations-block2", "grad-cam", "filters"}
 
 
 def test_a_fit_that_is_watched_ends_in_the_same_weights(make_recipe: Any) -> None:

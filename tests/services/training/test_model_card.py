@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from services.training import model_card, scores
@@ -39,6 +40,11 @@ def test_it_says_what_it_is_how_well_it_does_on_what_and_how_to_use_it(
         "/v1/predict",
     ):
         assert part in card
+
+
+def test_images_in_two_classes_are_told(make_recipe: Any, make_dataset: Any, answers: Any) -> None:
+    dataset = replace(make_dataset(), contradictions=2)
+    assert "2 images in two classes at once" in _card(make_recipe(), dataset, answers(dataset))
 
 
 def test_skipped_files_and_overlap_are_told(make_recipe: Any, make_dataset: Any, answers: Any) -> None:

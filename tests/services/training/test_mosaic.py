@@ -13,6 +13,16 @@ def test_a_row_holds_an_image_and_its_channels() -> None:
     assert (picture[:20, :20] == 200).all()
 
 
+@pytest.mark.parametrize("size", [(31, 18), (34, 21), (1, 1), (1, 18), (100, 7)])
+def test_maps_that_are_not_of_the_images_proportions_take_the_tile_of_the_image(size: tuple[int, int]) -> None:
+    images = np.full((2, 33, 20, 1), 200, dtype=np.uint8)
+    maps = np.random.default_rng(0).random((2, 3, *size), dtype=np.float32)
+    picture = mosaic.activations(images, maps, side=66)
+    assert picture.shape == (2 * 66 + mosaic.GAP, 4 * (40 + mosaic.GAP) - mosaic.GAP, 3)
+    # no white but the gaps: each map fills its tile
+    assert (picture[:66, 42:82] != 255).any(axis=2).all()
+
+
 def test_a_dead_channel_is_dark_and_the_strongest_place_of_a_channel_is_bright() -> None:
     maps = np.zeros((1, 2, 2, 2), dtype=np.float32)
     maps[0, 1, 0, 0] = 3

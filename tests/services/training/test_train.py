@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -12,12 +13,13 @@ from mlflow.tracking import MlflowClient
 
 from contracts import places
 from contracts.errors import DataError, DeviceError, FitError, RegistryError
+from contracts.images import encode_png
 from contracts.recipe import Recipe, parse
 from services.training.calibration import fit_temperature, logits_of
 from services.training.data import load
 from services.training.evaluate import predict
 from services.training.runs import load_run
-from services.training.train import TrainResult, normalization, train
+from services.training.train import TrainResult, normalization, pin, train
 
 
 def small(**parts: Any) -> Recipe:
@@ -119,9 +121,9 @@ def test_the_temperature_is_fitted_on_validation_logged_and_loaded_with_the_netw
 def test_a_run_holds_image_series_of_what_the_network_sees(trained: tuple[Path, TrainResult]) -> None:
     client = MlflowClient(places.tracking_uri())
     names = [Path(item.path).name.split("+") for item in client.list_artifacts(trained[1].run_id, "images")]
-    assert {(name[0], name[2]) for name in names} == {
-        (key, step) for key in ("activations-block1", "grad-cam", "filters") for step in ("1", "2")
-    }
+    keys = ("activations-block1", "grad-cam", "filters")
+    steps = {(name[0], name[2]) for name in names if name[0] in keys}
+    assert steps == {(key, step) for key in keys for step in ("0", "1", "2")}
 
 
 @pytest.mark.usefixtures("trained_home")
@@ -133,6 +135,12 @@ def test_a_run_that_is_not_there_or_was_damaged_is_an_error_in_one_sentence(
     forced = train(small(), force=True, progress=False)
     client = MlflowClient(places.tracking_uri())
     artifacts = Path(client.get_run(forced.run_id).info.artifact_uri.removeprefix("file://"))
+    for name in ("recipe.json", "network.json", "weights.safetensors"):
+        whole = (artifacts / name).read_bytes()
+        (artifacts / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(RegistryError, match=rf"its artifact {name} cannot be read .*; train its recipe again\.$"):
+            load_run(forced.run_id)
+        (artifacts / name).write_bytes(whole)
     (artifacts / "weights.safetensors").unlink()
     with pytest.raises(RegistryError, match=r"weights\.safetensors cannot be read"):
         load_run(forced.run_id)
@@ -149,6 +157,75 @@ def test_a_fit_that_fails_is_kept_as_failed_with_the_reason() -> None:
     (newest,) = client.search_runs([experiment.experiment_id], max_results=1, order_by=["attributes.start_time DESC"])
     assert newest.info.status == "FAILED"
     assert "the loss is not finite" in newest.data.tags["error"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("trained_home")
+def test_a_fit_that_fails_takes_its_bar_off_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with pytest.raises(FitError) as caught:
+        train(small(optimizer={"name": "sgd", "lr": 1e30}), progress=True)
+    assert "img" in terminal.getvalue()
+    # While the error is held, as the command does that prints it: what is dropped is closed by the interpreter.
+    assert terminal.getvalue().split("\r")[-1] == "", caught
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of two classes, twelve images each."""
+    random = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        directory = tmp_path / "here" / "photos" / name
+        directory.mkdir(parents=True)
+        for index in range(12):
+            (directory / f"{index}.png").write_bytes(encode_png(random.integers(0, 256, (8, 8, 1), dtype=np.uint8)))
+    return tmp_path / "here" / "photos"
+
+
+def of_folder(path: str) -> Recipe:
+    data = {"dataset": "folder", "path": path, "image": {"height": 8, "width": 8, "channels": 1}}
+    return small(data=data, model={"kind": "convnet", "blocks": [{"filters": 2}]}, model_name="photos")
+
+
+@pytest.mark.usefixtures("trained_home")
+def test_a_folder_is_the_same_one_however_its_path_is_written(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(photos)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "here")
+    first = train(of_folder("photos"), progress=False)
+    for path in (str(photos), "./photos/", "../here/photos", "../link", "~/here/photos"):
+        again = train(of_folder(path), progress=False)
+        assert (again.reused, again.run_id, again.recipe_hash) == (True, first.run_id, first.recipe_hash), path
+
+
+@pytest.mark.usefixtures("trained_home")
+def test_the_recipe_of_a_run_finds_its_folder_from_any_working_directory(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path / "here")
+    result = train(of_folder("photos"), progress=False)
+    monkeypatch.chdir("/")
+    run = load_run(result.run_id)
+    assert run.recipe.data.path == str(photos)
+    assert load(run.recipe.data).fingerprint == run.data_fingerprint
+    assert run.recipe.digest() == result.recipe_hash
+
+
+@pytest.mark.parametrize("path", ["~no-such-user/photos", "circle/photos"])
+def test_a_path_that_leads_nowhere_is_refused_in_one_sentence(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(DataError, match=rf"data\.path '{path}' leads nowhere .*; give the path of a directory\.$"):
+        pin(of_folder(path))
 
 
 def test_nothing_is_logged_where_device_or_data_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

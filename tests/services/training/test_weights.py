@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -154,24 +153,6 @@ def test_a_part_that_the_file_lacks_may_start_at_random_if_it_is_trained_and_not
         weights.load(network_of(held), held, labels=LABELS)
 
 
-def test_a_file_that_would_run_code_is_not_unpickled(tmp_path: Path) -> None:
-    torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
-    with pytest.raises(DataError, match="is not unpickled for safety"):
-        weights.load(network_of(recipe()), recipe({"file": str(tmp_path / "module.pth")}), labels=LABELS)
-
-
-@pytest.mark.parametrize("name", ["bad.safetensors", "bad.pth"])
-def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"\x00" * 50)
-    with pytest.raises(DataError, match=name.replace(".", r"\.")):
-        weights.load(network_of(recipe()), recipe({"file": str(tmp_path / name)}), labels=LABELS)
-
-
-def test_a_file_that_is_not_there_is_refused_with_where_it_was_looked_for(home: Path) -> None:
-    with pytest.raises(DataError, match=r"'nowhere\.pth' is not there in .*stride-home/data/weights"):
-        weights.pin(recipe({"file": "nowhere.pth"}))
-
-
 def test_a_pinned_file_says_its_sha256_and_another_content_is_refused(
     base: tuple[Path, dict[str, torch.Tensor]],
 ) -> None:
@@ -183,41 +164,6 @@ def test_a_pinned_file_says_its_sha256_and_another_content_is_refused(
     save_file({key: value + 1 for key, value in base[1].items()}, base[0])
     with pytest.raises(DataError, match=r"has sha256 .*, expected"):
         weights.pin(pinned)
-
-
-def test_missing_imagenet_weights_are_told_with_where_they_were_looked_for_and_how_to_bring_them(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_network(*_: object, **__: object) -> None:
-        raise URLError("no route")
-
-    monkeypatch.setenv("TORCH_HOME", str(home / "torch"))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)  # tests have no network
-    with pytest.raises(DataError) as caught:
-        weights.load(network_of(recipe()), recipe("imagenet"), labels=LABELS)
-    message = caught.value.message
-    assert "\n" not in message
-    for place in (home / "data" / "weights", home / "weights", home / "torch" / "hub" / "checkpoints"):
-        assert str(place) in message
-    assert "squeezenet1_1-b8a52dc0.pth" in message
-    assert "or set model.weights to none" in message
-
-
-def test_imagenet_weights_are_found_in_torchs_cache_and_in_the_directory_of_weights(
-    base: tuple[Path, dict[str, torch.Tensor]], home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(home / "torch"))
-    cache = home / "torch" / "hub" / "checkpoints"
-    cache.mkdir(parents=True)
-    torch.save(base[1], cache / "squeezenet1_1-b8a52dc0.pth")
-    network = network_of(recipe())
-    weights.load(network, recipe("imagenet"), labels=LABELS)
-    assert torch.equal(network.state_dict()["features.0.weight"], base[1]["features.0.weight"])
-    near = home / "data" / "weights"
-    near.mkdir(parents=True)
-    save_file({key: value + 1 for key, value in base[1].items()}, near / "squeezenet1_1-imagenet-features.safetensors")
-    weights.load(network, recipe("imagenet"), labels=LABELS)
-    assert torch.equal(network.state_dict()["features.0.weight"], base[1]["features.0.weight"] + 1)
 
 
 @pytest.fixture(scope="module")

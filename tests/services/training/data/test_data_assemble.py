@@ -92,10 +92,30 @@ def _overlapping() -> Source:
 
 
 def test_identical_images_in_train_and_test_are_counted_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    found = assemble(_overlapping(), _config())
-    assert found.overlap == 4
-    assert len(found.train) + len(found.validation) == 100
-    assert "4 of 100 images to fit on are identical to a test image" in caplog.text
+    for _ in range(2):  # the fit and the export load the same data; once is enough to hear it
+        found = assemble(_overlapping(), _config())
+        assert found.overlap == 4
+        assert len(found.train) + len(found.validation) == 100
+    (message,) = caplog.messages
+    assert "4 of 100 images to fit on are identical to a test image" in message
+
+
+def test_identical_images_of_two_classes_are_counted_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    train = _split(100, seed=0)
+    train.images[[11, 20, 33]] = train.images[[10, 10, 32]]  # 10 and 20 are both even, the others even and odd
+    assert assemble(_source(train=train, test=_split(30, seed=1)), _config()).contradictions == 2
+    (message,) = caplog.messages
+    assert message == (
+        "data set 'noise': 2 images stand in two classes, the first as an image of 'even' and as an image of 'odd', "
+        "pixel by pixel the same; keep each in its right class only"
+    )
+
+
+def test_identical_images_of_one_class_contradict_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    train = _split(100, seed=0)
+    train.images[20] = train.images[10]
+    assert assemble(_source(train=train, test=_split(30, seed=1)), _config()).contradictions == 0
+    assert caplog.text == ""
 
 
 def test_they_are_dropped_from_everything_that_is_fitted_on() -> None:
@@ -149,3 +169,18 @@ def test_a_limit_above_the_images_changes_nothing_and_one_below_the_classes_is_r
     assert assemble(_source(), _config(limit=1000)).fingerprint == assemble(_source(), _config()).fingerprint
     with pytest.raises(DataError, match=r"data\.limit 1 leaves no image for some of the 2 classes"):
         assemble(_source(), _config(limit=1))
+
+
+def test_a_limit_is_kept_where_every_rare_class_takes_an_image_of_it() -> None:
+    """A share of 12 of 189 images is no image of a class of four, and each class gives at least one."""
+    labels = np.repeat(np.arange(7), [165, 4, 4, 4, 4, 4, 4]).astype(np.int64)
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 4, 4, 1), dtype=np.uint8)
+    source = Source(
+        name="noise", labels=tuple("abcdefg"), train=Split(images=images, labels=labels), test=_split(30, seed=1)
+    )
+
+    found = assemble(source, _config(limit=12))
+
+    counts = np.bincount(found.train.labels, minlength=7)
+    assert counts.sum() <= 12
+    assert counts.min() == 1

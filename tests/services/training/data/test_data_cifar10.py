@@ -90,6 +90,12 @@ def test_an_archive_that_lacks_a_class_is_refused(tmp_path: Path) -> None:
         read(tmp_path, tmp_path / "cache")
 
 
+def test_an_image_of_another_class_in_the_archive_is_refused_by_name(tmp_path: Path) -> None:
+    _archive(tmp_path, {"cifar10-jpeg/train/zebra/0001.jpg": _jpeg(0)})
+    with pytest.raises(DataError, match=r"train/zebra/0001\.jpg is of class 'zebra', expected one of airplane, "):
+        read(tmp_path, tmp_path / "cache")
+
+
 @pytest.mark.parametrize("keep", [0, 10, 500])
 def test_a_truncated_archive_is_refused(tmp_path: Path, keep: int) -> None:
     path = _archive(tmp_path)

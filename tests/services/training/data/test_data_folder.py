@@ -155,6 +155,37 @@ def test_bad_files_are_named_again_when_the_images_come_from_the_cache(tmp_path:
         _load(photos, tmp_path, on_bad_image="fail")
 
 
+def test_a_bad_file_is_warned_of_once_however_often_the_images_are_loaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos = _photos(tmp_path / "photos")
+    (photos / "cats" / "bad.jpg").write_bytes(b"bad")
+    for _ in range(3):
+        assert len(_load(photos, tmp_path).skipped) == 1
+    (photos / "dogs" / "worse.jpg").write_bytes(b"worse")
+    _load(photos, tmp_path)
+    assert [message.partition(" is left out")[0] for message in caplog.messages] == [
+        str(photos / "cats" / "bad.jpg"),
+        str(photos / "dogs" / "worse.jpg"),
+    ]
+
+
+@pytest.mark.parametrize("split", ["", "train"])
+def test_an_image_in_two_classes_is_warned_of_with_both_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, split: str
+) -> None:
+    photos = _photos(tmp_path / "photos", *([split, "test"] if split else []))
+    (photos / split / "cats" / "0a.jpg").write_bytes(b"bad")  # what is left out must not shift the names
+    one, other = photos / split / "cats" / "3.bmp", photos / split / "dogs" / "copy.bmp"
+    other.write_bytes(one.read_bytes())
+    found = _load(photos, tmp_path, on_overlap="warn")
+    assert found.contradictions == 1
+    (message,) = [text for text in caplog.messages if "two classes" in text]
+    first, second = (path.relative_to(photos).as_posix() for path in (one, other))
+    assert message.startswith(f"data set 'photos' in {photos}: 1 image stands in two classes, the first as {first} and")
+    assert f"as {second}, pixel by pixel the same" in message
+
+
 def test_a_bad_file_in_a_split_is_named_with_the_split(tmp_path: Path) -> None:
     photos = _photos(tmp_path / "photos", "train", "val")
     (photos / "val" / "dogs" / "bad.jpg").write_bytes(b"bad")
@@ -184,7 +215,15 @@ def _refusal(path: Path, tmp_path: Path, kind: type[DataError | RecipeError] = D
 
 
 def test_a_directory_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    assert "does not exist" in _refusal(tmp_path / "nowhere", tmp_path)
+    message = _refusal(tmp_path / "nowhere", tmp_path)
+    assert "does not exist; say where your images are with --set data.path=DIR" in message
+
+
+def test_a_relative_path_that_is_not_there_is_refused_with_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert f"data.path 'images' does not exist in {tmp_path}; say where" in _refusal(Path("images"), tmp_path)
 
 
 def test_a_file_instead_of_a_directory_is_refused(tmp_path: Path) -> None:
