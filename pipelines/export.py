@@ -1,7 +1,7 @@
 """From a finished run to a bundle: ONNX, checked, proved equal to its network, with golden images and provenance.
 
-A run's bundle is written once. A second export gives the same bundle back, because versions in the registry pin it by
-digest and a served model must not change under its version.
+A second export gives the same bundle back: versions in the registry pin it by digest, and a served model must not
+change under its version. Until there is a version, `stride tune` may put a faster graph into it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from contracts.errors import BundleError, DataError
 from contracts.registry import BUNDLE_ARTIFACT
 from pipelines import graph, parity, registry
 from pipelines.parity import Parity
+from pipelines.reference import reference
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -72,10 +73,22 @@ def export(run_id: str, *, output: Path | None = None, dataset: Dataset | None =
     dataset = dataset or load(run.recipe.data)
     check_data(run, dataset)
     bundle = make_bundle(run, dataset.test, output=output, say=say)
+    log_bundle(client, run_id, bundle)
+    return bundle
+
+
+def log_bundle(client: MlflowClient, run_id: str, bundle: Bundle) -> None:
+    """Make `bundle` the one that the run holds; the one before it, or what is left of one, is taken away.
+
+    Raises:
+        RegistryError: the tracking server is away; the next export makes the bundle anew.
+    """
     with registry.registry_errors(f"to log the bundle of run {run_id}"):
+        if client.list_artifacts(run_id, BUNDLE_ARTIFACT):
+            store = registry.artifacts(client.get_run(run_id).info.artifact_uri)
+            store.delete_artifacts(BUNDLE_ARTIFACT)  # type: ignore[no-untyped-call]
         client.log_artifacts(run_id, str(bundle.path), BUNDLE_ARTIFACT)
         _log_metrics(client, run_id, bundle)
-    return bundle
 
 
 def check_data(run: TrainedRun, dataset: Dataset) -> None:
@@ -128,10 +141,12 @@ def make_bundle(run: TrainedRun, test: Split, *, output: Path, say: Say = silent
             "test/accuracy": proof.accuracy_onnx,
             "test/loss": proof.loss_onnx,
             "test/macro_f1": parity.macro_f1(probabilities, test.labels),
+            "test/majority_baseline": parity.majority_baseline(test.labels),  # the gate wants more than that
         },
         parity=_figures(proof),
         provenance=_provenance(run),
         golden=golden,
+        reference=reference(probabilities),
         files={},
     )
     return bundles.write(output, manifest, {MODEL: model, **files})

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contracts.bundle import INPUT, OUTPUT
+from contracts.bundle import INPUT, OUTPUT, Session
 from contracts.errors import ExportError
 from contracts.images import ImageSpec
 
@@ -109,22 +109,41 @@ def check(model: onnx.ModelProto, *, image: ImageSpec) -> None:
         raise ExportError(f"graph: its outputs are {outputs}, expected one, float32 {OUTPUT!r} ({batch}, classes).")
 
 
-def open_session(model: bytes) -> InferenceSession:
-    """onnxruntime on the CPU, with as many threads as this process may use.
+def cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def open_session(model: bytes, settings: Session | None = None, *, cuda: bool = False) -> InferenceSession:
+    """onnxruntime as a server would run the graph: on the CPU, with as many threads as this process may use.
+
+    Args:
+        model: The ONNX file.
+        settings: Other threads and options than these.
+        cuda: On CUDA, and nowhere else.
 
     Raises:
-        ExportError: onnxruntime does not take the bytes.
+        ExportError: onnxruntime does not take the bytes, or cannot run them on CUDA.
     """
+    import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as status
     from onnxruntime.capi.onnxruntime_inference_collection import InferenceSession
 
+    settings = settings or Session()
     options = status.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    options.intra_op_num_threads = settings.threads or cores()
+    if settings.optimization == "extended":
+        options.graph_optimization_level = status.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning steals the cores of neighbours
     options.log_severity_level = 3
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if cuda:
+        onnxruntime.preload_dlls(directory="")
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        providers = [("CUDAExecutionProvider", {"cudnn_conv_algo_search": settings.convolution_search})]
     refusals = (status.Fail, status.InvalidGraph, status.InvalidProtobuf, status.InvalidArgument, status.NotImplemented)
     try:
-        return InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return InferenceSession(model, options, providers=providers)
     except refusals as error:
         raise ExportError(f"graph: onnxruntime cannot load it ({_first_line(error)}); export it again.") from error
 

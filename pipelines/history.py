@@ -1,4 +1,4 @@
-"""The history of the champions: every promotion, refusal and rollback, appended and never rewritten.
+"""The history of the champions: promotions, refusals, rollbacks and challengers, appended and never rewritten.
 
 An entry is one MLflow run in the experiment `stride/history`: so it lies where the models lie (SQLite, Postgres or a
 server), is seen and filtered in MLflow's UI, and needs no second store to back up. The run is begun before the alias
@@ -11,14 +11,15 @@ from __future__ import annotations
 import getpass
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from contracts import places
 from contracts.errors import RegistryError
-from pipelines import registry
+from contracts.registry import CHALLENGER, CHAMPION
+from pipelines import quarantine, registry
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -28,7 +29,7 @@ EXPERIMENT: Final = "stride/history"
 _TAG: Final = "stride.history."
 _MOST_REASON: Final = 400  # characters; MLflow's tags hold 8,000
 
-Action = Literal["promote", "refuse", "rollback"]
+Action = Literal["promote", "refuse", "rollback", "challenge", "dismiss"]
 State = Literal["done", "pending", "abandoned"]
 
 
@@ -41,9 +42,9 @@ class Entry:
     model: str
     action: Action
     from_version: str | None
-    """The champion before; None where there was none."""
+    """The champion before, or the challenger for `challenge` and `dismiss`; None where there was none."""
     to_version: str | None
-    """The champion after; None for a refusal."""
+    """The champion after, or the challenger; None for a refusal and for `dismiss`."""
     run_id: str
     """The training run of the candidate."""
     reasons: tuple[str, ...]
@@ -54,6 +55,8 @@ class Entry:
     """`pending`: begun and not finished, by a process that still runs or that died; `abandoned`: it died, and the
     alias had not moved."""
     note: str = ""
+    quarantined: str = ""
+    """Why a service that tried `to_version` refuses it; empty where none does."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,7 +70,14 @@ def history(model: str | None = None) -> list[Entry]:
     """
     client = registry.connect()
     entries = read(client, model)
-    return [_explained(client, entry) if entry.state == "pending" else entry for entry in entries]
+    refused = quarantine.versions(client)
+    marked = [
+        replace(entry, quarantined=refused[key].reason)
+        if (key := (entry.model, entry.to_version or "")) in refused
+        else entry
+        for entry in entries
+    ]
+    return [_explained(client, entry) if entry.state == "pending" else entry for entry in marked]
 
 
 def read(client: MlflowClient, model: str | None = None) -> list[Entry]:
@@ -132,27 +142,33 @@ def finish(client: MlflowClient, entry: Entry, *, note: str = "", moved: bool = 
     return replace(entry, state="done" if moved else "abandoned", note=note or entry.note)
 
 
-def settle(client: MlflowClient, model: str) -> list[Entry]:
+def settle(client: MlflowClient, model: str, *, complete: Callable[[Entry], None] = lambda _: None) -> list[Entry]:
     """Close what a crash left open, by what the alias says now; call it with the model's lock held.
+
+    Args:
+        client: Of the tracking server.
+        model: Whose entries are closed.
+        complete: Does what else belongs to an entry whose alias has moved; where it raises, the entry stays open, so
+            that the next call does it.
 
     Returns:
         the entries that were closed, newest first.
     """
-    champion = registry.champion(client, model)
-    current = champion.version if champion else None
     settled = []
     for entry in read(client, model):
         if entry.state == "pending":
-            moved = entry.action == "refuse" or entry.to_version == current
+            moved = _moved(client, entry)
             what = "had moved" if moved else "had not moved"
             note = f"interrupted before it was closed; the alias {what}"
+            if moved:
+                complete(entry)
             settled.append(finish(client, entry, note=note, moved=moved))
     return settled
 
 
 def champions(entries: Sequence[Entry]) -> set[str]:
     """Every version that has been the champion."""
-    return {entry.to_version for entry in entries if entry.state == "done" and entry.to_version is not None}
+    return {entry.to_version for entry in entries if entry.to_version is not None and _made_champion(entry)}
 
 
 def former_champions(entries: Sequence[Entry], current: str) -> list[str]:
@@ -162,7 +178,7 @@ def former_champions(entries: Sequence[Entry], current: str) -> list[str]:
     """
     stack: list[str] = []
     for entry in reversed(entries):
-        if entry.state != "done" or entry.to_version is None:
+        if entry.to_version is None or not _made_champion(entry):
             continue
         if entry.action == "rollback":
             while stack and stack[-1] != entry.to_version:
@@ -175,10 +191,21 @@ def former_champions(entries: Sequence[Entry], current: str) -> list[str]:
     return [version for version in reversed(stack) if version != current]
 
 
+def _made_champion(entry: Entry) -> bool:
+    return entry.state == "done" and entry.action in ("promote", "rollback")
+
+
+def _moved(client: MlflowClient, entry: Entry) -> bool:
+    """Whether what an entry says has happened, by the alias that it is about."""
+    if entry.action == "refuse":
+        return True
+    about = CHALLENGER if entry.action in ("challenge", "dismiss") else CHAMPION
+    found = registry.aliased(client, entry.model, about)
+    return (found.version if found else None) == entry.to_version
+
+
 def _explained(client: MlflowClient, entry: Entry) -> Entry:
-    champion = registry.champion(client, entry.model)
-    moved = champion is not None and champion.version == entry.to_version
-    what = "the alias has moved" if moved else "the alias has not moved"
+    what = "the alias has moved" if _moved(client, entry) else "the alias has not moved"
     return replace(entry, note=f"not closed: it is under way, or was interrupted; {what}")
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from contracts.bundle import MODEL, Bundle
+from contracts import cpu
+from contracts.bundle import MODEL, Bundle, Manifest
 from contracts.errors import BundleError, DataError
 from contracts.recipe import Gate, Recipe, parse
 from contracts.registry import CHAMPION
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
 
 
 def load_recipe(run_id: str) -> Recipe:
-    """The recipe of a run (RegistryError where the run does not hold one)."""
+    """The recipe of a run (RegistryError where there is no such run, or it does not hold one)."""
     from services.training.runs import RECIPE, read_artifacts
+    from services.training.tracking import get_run
 
+    get_run(run_id)  # an unknown run has another remedy than a lost artifact
     content = json.loads(read_artifacts(run_id, (RECIPE,))[RECIPE])
     return parse(content, name=content["name"])
 
@@ -102,10 +105,17 @@ def _measure_again(
         if own.test_fingerprint != candidate.test_fingerprint or not np.array_equal(sized.test.labels, own.test.labels):
             say("the data set now holds other test images than the candidate was measured on")
             return facts
-        session = graph.open_session(bundle.read(MODEL))
+        session = graph.open_session(bundle.read(_served_here(bundle.manifest)))
         answers = graph.predict(session, sized.test.images, batch_size=64)
     accuracy = parity.accuracy(answers, sized.test.labels)
     return replace(facts, accuracy=accuracy, test_fingerprint=candidate.test_fingerprint)
+
+
+def _served_here(manifest: Manifest) -> str:
+    """The graph that a service on this machine would take: with products that saturate, int8 is not what it was."""
+    serving = manifest.serving
+    saturates = serving is not None and serving.exact_int8 and cpu.lacks_int8() is not None
+    return MODEL if saturates else manifest.served_file
 
 
 def record(client: MlflowClient, run_id: str, verdict: Verdict) -> None:

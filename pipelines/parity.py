@@ -136,6 +136,11 @@ def accuracy(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> f
     return float((probabilities.argmax(axis=1) == labels).mean())
 
 
+def majority_baseline(labels: NDArray[np.int64]) -> float:
+    """The accuracy of always naming the most common of the labels (n,), n >= 1."""
+    return float(np.bincount(labels).max() / len(labels))
+
+
 def loss(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     right = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     # A float32 probability can underflow to 0, where the loss of the logits would still have been finite.

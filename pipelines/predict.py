@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -53,7 +54,7 @@ def read(paths: Sequence[Path]) -> list[Image]:
 def predict(
     images: Sequence[Image], *, url: str, model: str | None = None, top_k: int | None = None, timeout_s: float = 30.0
 ) -> dict[str, Any]:
-    """Ask an inference service for the classes of images.
+    """Ask an inference service for the classes of images, with the key in STRIDE_API_KEY where the service wants one.
 
     Returns:
         `model`: name, version and provider; `predictions`: for each image in order its `image` (the name), `label`,
@@ -65,8 +66,10 @@ def predict(
     """
     address = f"{url.rstrip('/')}/v1/predict" if model is None else f"{url.rstrip('/')}/v1/models/{model}/predict"
     answer: dict[str, Any] = {"model": None, "predictions": []}
+    key = os.environ.get("STRIDE_API_KEY")
+    headers = {"X-API-Key": key} if key else {}
     # A proxy of the environment is for other machines.
-    with httpx.Client(timeout=timeout_s, trust_env=not _on_this_machine(url)) as client:
+    with httpx.Client(timeout=timeout_s, headers=headers, trust_env=not _on_this_machine(url)) as client:
         for start in range(0, len(images), PER_REQUEST):
             part = images[start : start + PER_REQUEST]
             found = _ask(client, address, part, {} if top_k is None else {"top_k": str(top_k)})

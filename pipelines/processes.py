@@ -1,8 +1,7 @@
 """The two local servers, MLflow and inference: started detached, watched until healthy, stopped without a rest.
 
 Each server has a record in $STRIDE_HOME/run/NAME.json and a log in $STRIDE_HOME/logs/NAME.log. A server and all its
-children carry a random token in their environment; whoever carries it is ours, so a recycled process id is never
-signalled and a worker that outlived its parent is still found.
+children carry the token of its record, by which `owned_processes` finds and ends them.
 """
 
 from __future__ import annotations
@@ -26,14 +25,16 @@ import psutil
 
 from contracts import places
 from contracts.errors import StrideError
+from pipelines import owned_processes
 
 HOST: Final = "127.0.0.1"
 ROOT: Final = Path(__file__).resolve().parents[1]
 GRACE_S: Final = 12.0
 """How long a server may take to finish its requests after SIGTERM, before SIGKILL."""
-_TOKEN: Final = "STRIDE_SERVER_TOKEN"  # noqa: S105 - the name of a variable
-_ASIDE: Final = ("STRIDE_PORT", "STRIDE_MLFLOW_PORT", "STRIDE_DEBUG")
-"""STRIDE_* variables that do not make a running server out of date: its command holds the port."""
+_OURS: Final = ("STRIDE_", "OTEL_")
+"""What the variables begin with that a server reads."""
+_ASIDE: Final = ("STRIDE_PORT", "STRIDE_MLFLOW_PORT", "STRIDE_DEBUG", "STRIDE_API_KEY")
+"""Those that do not make a running server out of date: its command holds the port, a key is the client's."""
 _POLL_S: Final = 0.1
 _TAIL: Final = 15
 
@@ -67,11 +68,14 @@ class Server:
         absolute = {"STRIDE_HOME": str(places.home())}
         if os.environ.get("STRIDE_DATA"):
             absolute["STRIDE_DATA"] = str(places.data())
+        for name in ("STRIDE_API_KEYS_FILE", "STRIDE_PREDICTION_LOG"):
+            if os.environ.get(name):
+                absolute[name] = str(Path(os.environ[name]).expanduser().absolute())
         return {**os.environ, **absolute, **self.environment}
 
     def identity(self) -> str:
         """A digest of everything that decides what runs: command, environment and code."""
-        settings = {k: v for k, v in self.full_environment().items() if k.startswith("STRIDE_") and k not in _ASIDE}
+        settings = {k: v for k, v in self.full_environment().items() if k.startswith(_OURS) and k not in _ASIDE}
         # Not MLFLOW_*: MLflow writes such variables into the environment of the process that it is used in.
         content = [self.command, sorted({**settings, **self.environment}.items())]
         digest = hashlib.sha256(json.dumps(content).encode())
@@ -98,7 +102,7 @@ class Record:
 
     @property
     def alive(self) -> bool:
-        return _leader(self) is not None
+        return owned_processes.alive(self.pid, self.started)
 
     @property
     def healthy(self) -> bool:
@@ -162,7 +166,7 @@ def find(name: str) -> Record | None:
 
 def members(record: Record) -> list[psutil.Process]:
     """Every living process of a server: its leader, its workers, and workers that outlived it."""
-    return [process for process in psutil.process_iter() if _token(process) == record.token]
+    return owned_processes.members(record.token)
 
 
 def answers(url: str, *, timeout_s: float = 2.0) -> bool:
@@ -191,7 +195,7 @@ def _launch(server: Server) -> Record:
         process = subprocess.Popen(  # noqa: S603 - the command is one of our own
             server.command,
             cwd=ROOT,
-            env={**server.full_environment(), _TOKEN: token},
+            env={**server.full_environment(), owned_processes.TOKEN: token},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -231,46 +235,14 @@ def _wait(record: Record, deadline_s: float) -> None:
 
 
 def _end(record: Record) -> bool:
-    """SIGTERM to every member, SIGKILL to those that are left after the grace, and the record away."""
-    ours = members(record)
-    for process in ours:
-        _signal(process, kill=False)
-    _, left = psutil.wait_procs(ours, timeout=GRACE_S)
-    # A supervisor may have replaced a worker while it was told to end, hence look again until there is none.
-    while left or (left := members(record)):
-        for process in left:
-            _signal(process, kill=True)
-        _, left = psutil.wait_procs(left, timeout=2)
+    """End every member, and take the record away; False if there was none."""
+    ended = owned_processes.end(record.token, grace_s=GRACE_S)
     with suppress(ChildProcessError):  # the leader may be our own child, dead and not yet waited for
         os.waitpid(record.pid, os.WNOHANG)
     current = find(record.name)
     if current is not None and current.token == record.token:
         (_directory("run") / f"{record.name}.json").unlink(missing_ok=True)
-    return bool(ours)
-
-
-def _signal(process: psutil.Process, *, kill: bool) -> None:
-    try:  # psutil compares the start time first, so that a recycled id is not signalled
-        process.kill() if kill else process.terminate()
-    except psutil.NoSuchProcess:
-        return
-
-
-def _leader(record: Record) -> psutil.Process | None:
-    try:
-        process = psutil.Process(record.pid)
-        if abs(process.create_time() - record.started) > 1 or process.status() == psutil.STATUS_ZOMBIE:
-            return None
-    except psutil.NoSuchProcess:
-        return None
-    return process
-
-
-def _token(process: psutil.Process) -> str | None:
-    try:
-        return process.environ().get(_TOKEN)
-    except (psutil.Error, OSError):  # another user's, or gone while we looked
-        return None
+    return ended
 
 
 def _check_port(server: Server) -> None:

@@ -8,31 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import tempfile
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from contracts import bundle as bundles
-from contracts import images, places
-from contracts.bundle import INPUT, MANIFEST, MODEL, OUTPUT, Bundle, Manifest
+from contracts import cpu, images, places
+from contracts.bundle import MANIFEST, MODEL, Bundle, Manifest
 from contracts.errors import BundleError, ExportError, RegistryError
-from contracts.registry import BUNDLE_ARTIFACT, BUNDLE_DIGEST, BUNDLE_URI, CHAMPION
-from pipelines import graph
+from contracts.registry import BUNDLE_ARTIFACT, BUNDLE_DIGEST, BUNDLE_URI, CHAMPION, Quarantine
+from pipelines import graph, logged_model
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
     from mlflow.tracking import MlflowClient
-
-LOGGED_MODEL = "model"
-"""The name of the MLflow model of a run, beside its bundle."""
+    from onnxruntime.capi.onnxruntime_inference_collection import InferenceSession
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +43,8 @@ class Version:
     bundle_uri: str | None
     digest: str | None
     """sha256 of bundle.json. A version without it, or without the URI, is not served."""
+    quarantine: Quarantine | None = None
+    """Why a service that tried it refuses it, where one does."""
 
     @property
     def who(self) -> str:
@@ -69,11 +69,16 @@ def registry_errors(doing: str) -> Iterator[None]:
 
 def champion(client: MlflowClient, model: str) -> Version | None:
     """The version that is served, or None where the model is new or has no champion."""
+    return aliased(client, model, CHAMPION)
+
+
+def aliased(client: MlflowClient, model: str, alias: str) -> Version | None:
+    """The version that an alias names, or None where there is no such model or alias."""
     from mlflow.exceptions import MlflowException
 
-    with registry_errors(f"to read the champion of {model}"):
+    with registry_errors(f"to read the {alias} of {model}"):
         try:
-            return _version(client.get_model_version_by_alias(model, CHAMPION))
+            return _version(client.get_model_version_by_alias(model, alias))
         except MlflowException as error:
             # No such model, and (a code of its own) a model without this alias.
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
@@ -175,7 +180,7 @@ def read_back(client: MlflowClient, version: Version, into: Path) -> Bundle:
 
 
 def answer_golden(bundle: Bundle, model: bytes | None = None) -> None:
-    """Answer every golden image with onnxruntime, from the bundle's graph or from `model`.
+    """Answer every golden image with onnxruntime, from `model`, or from the bundle's graphs as a server would.
 
     Raises:
         BundleError: there is no golden image, the graph cannot be run, or an answer differs from the one at export.
@@ -183,19 +188,36 @@ def answer_golden(bundle: Bundle, model: bytes | None = None) -> None:
     manifest = bundle.manifest
     if not manifest.golden:
         raise BundleError(f"bundle {bundle.path}: it has no golden image to be verified with; export it again.")
+    pixels = np.stack([images.decode(bundle.read(golden.file), manifest.input) for golden in manifest.golden])
+    expected = np.array([golden.probabilities for golden in manifest.golden])
+    _compare(bundle, graph.open_session, model or bundle.read(MODEL), pixels, expected, manifest.tolerance)
+    serving = manifest.serving
+    # A tuned graph is proved where this machine can run it; a server that cannot takes model.onnx.
+    if model is None and serving is not None and serving.file != MODEL and serving.provider == "CPUExecutionProvider":
+        if serving.exact_int8 and cpu.lacks_int8() is not None:
+            return
+        open_tuned = partial(graph.open_session, settings=serving.session)
+        _compare(bundle, open_tuned, bundle.read(serving.file), pixels, np.array(serving.golden), serving.tolerance)
+
+
+def _compare(
+    bundle: Bundle,
+    open_session: Callable[[bytes], InferenceSession],
+    model: bytes,
+    pixels: NDArray[np.uint8],
+    expected: NDArray[np.float64],
+    tolerance: float,
+) -> None:
     try:
-        session = graph.open_session(model if model is not None else bundle.read(MODEL))
-        pixels = np.stack([images.decode(bundle.read(golden.file), manifest.input) for golden in manifest.golden])
-        answers = graph.predict(session, pixels, batch_size=1)
+        answers = graph.predict(open_session(model), pixels, batch_size=1)
     except ExportError as error:
         raise BundleError(f"bundle {bundle.path}: its graph cannot be run: {error.message}") from error
-    expected = np.array([golden.probabilities for golden in manifest.golden])
     if answers.shape != expected.shape:
         shapes = f"{answers.shape}, expected {expected.shape}"
         raise BundleError(f"bundle {bundle.path}: its golden images gave {shapes}; export it again.")
     # NaN fails too: a comparison with it is never true.
-    if not (difference := float(np.abs(answers - expected).max())) <= manifest.tolerance:
-        detail = f"off by {difference:.3g} (tolerance {manifest.tolerance:.3g})"
+    if not (difference := float(np.abs(answers - expected).max())) <= tolerance:
+        detail = f"off by {difference:.3g} (tolerance {tolerance:.3g})"
         raise BundleError(f"bundle {bundle.path}: its golden images are answered {detail}; export it again.")
 
 
@@ -220,7 +242,7 @@ def register(bundle: Bundle, run_id: str) -> Version:
         if (known := next(same, None)) is not None:
             return known
         with registry_errors(f"to register run {run_id} as {name}"):
-            model_id = _log_model(client, stored, run_id, Path(directory))
+            model_id = logged_model.log(client, stored, run_id, Path(directory))
         # The registry takes a version with nothing in it, so what MLflow stored is fetched and run before there is one.
         with registry_errors(f"to read back the MLflow model of run {run_id}"):
             location = client.get_logged_model(model_id).artifact_location
@@ -245,50 +267,6 @@ def artifacts(location: str) -> ArtifactRepository:
     return get_artifact_repository(location, tracking_uri=places.tracking_uri())
 
 
-def _log_model(client: MlflowClient, bundle: Bundle, run_id: str, directory: Path) -> str:
-    """Log the graph as an MLflow model of the run; its id.
-
-    This is what mlflow.onnx.log_model does, step by step: that function takes the tracking server from a setting of
-    the whole process, which it also exports to the environment, and puts the model into the default experiment.
-    """
-    import onnx
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
-
-    with warnings.catch_warnings():
-        # MLflow warns of a type hint of its own when this module is first imported.
-        warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType", category=UserWarning)
-        importlib.import_module("mlflow.pyfunc.model")
-    import mlflow.onnx
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    manifest = bundle.manifest
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *manifest.input.shape), INPUT)]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(manifest.labels)), OUTPUT)]),
-    )
-    example = images.decode(bundle.read(manifest.golden[0].file), manifest.input)
-    experiment_id = client.get_run(run_id).info.experiment_id
-    logged = client.create_logged_model(experiment_id, name=LOGGED_MODEL, source_run_id=run_id)
-    model_id = str(logged.model_id)
-    path = directory / "mlflow-model"
-    mlflow.onnx.save_model(
-        onnx.load_model_from_string(bundle.read(MODEL)),
-        str(path),
-        mlflow_model=Model(
-            artifact_path=logged.artifact_location, model_uuid=model_id, run_id=run_id, model_id=model_id
-        ),
-        signature=signature,
-        input_example={INPUT: example[np.newaxis]},
-        pip_requirements=["onnx", "onnxruntime"],  # not inferred: that starts a process and takes seconds
-        save_as_external_data=False,
-    )
-    client.log_model_artifacts(model_id, str(path))
-    client.finalize_logged_model(model_id, LoggedModelStatus.READY)
-    client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
-    return model_id
-
-
 def _ensure_model(client: MlflowClient, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
@@ -307,6 +285,7 @@ def _version(found: ModelVersion) -> Version:
         run_id=found.run_id or "",
         bundle_uri=tags.get(BUNDLE_URI),
         digest=tags.get(BUNDLE_DIGEST),
+        quarantine=Quarantine.of(tags),
     )
 
 

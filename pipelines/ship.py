@@ -1,7 +1,7 @@
-"""The whole way in one call: train -> compare -> export -> prove -> gate -> register -> promote.
+"""The whole way in one call: train -> compare -> export -> prove -> tune -> gate -> register -> promote.
 
 Every stage can fail or refuse without touching the champion, and an error names the stage that it comes from. What is
-done already is not done again: a finished run is reused, a bundle is written once, a champion stays what it is.
+done already is not done again: a finished run is reused, a run is exported and tuned once, a champion stays what it is.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from contracts.errors import RecipeError, StrideError
 from contracts.recipe import Recipe
+from pipelines import registry
 from pipelines.export import Say, export, silent
 from pipelines.promotion import Refused, submit
+from pipelines.tune import tune
 
 if TYPE_CHECKING:
     from services.training.train import TrainResult
@@ -52,6 +54,7 @@ def ship(
     *,
     force: bool = False,
     allow_new_labels: bool = False,
+    tuned: bool = True,
     progress: bool | None = None,
     say: Say = silent,
 ) -> ShipResult:
@@ -61,6 +64,7 @@ def ship(
         recipes: One, or several that share `model_name`.
         force: Train even where a finished run of the same identity can be reused.
         allow_new_labels: Let labels through that are not the champion's.
+        tuned: Look for a faster graph to serve, as the recipe's `tune` says, where the run has not been tuned.
         progress: As `services.training.train.train` takes it.
         say: Gets a line for each stage.
 
@@ -89,6 +93,9 @@ def ship(
         say(compared)
     with stage(f"export run {run.run_id}"):
         bundle = export(run.run_id, say=say)
+    if tuned and bundle.manifest.serving is None and not registry.versions_of_run(registry.connect(), run.run_id):
+        with stage(f"tune run {run.run_id}"):
+            bundle = tune(run.run_id, limits=recipes[best].tune, say=say).bundle
     figures: dict[str, Any] = {
         "model": model,
         "run_id": run.run_id,

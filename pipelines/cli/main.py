@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from contracts.errors import StrideError
-from pipelines.cli import look, machine, models, recipes, reproduction, servers
+from pipelines.cli import challenge, look, machine, models, recipes, reproduction, servers, tune
 from pipelines.cli.console import say
 
 app = typer.Typer(
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (recipes, models, servers, look, reproduction, machine):
+for module in (recipes, models, tune, challenge, servers, look, reproduction, machine):
     module.register(app)
 
 

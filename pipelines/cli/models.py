@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 NewLabels = Annotated[
     bool, typer.Option("--allow-new-labels", help="Let a model through whose labels are not the champion's.")
 ]
+Lift = Annotated[
+    bool, typer.Option("--lift-quarantine", help="Have services try a version again that they have refused.")
+]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A registered model's name.")]
 
 
@@ -81,28 +84,35 @@ def promote(
     target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run's id, or a registered model's name.")],
     version: Annotated[str | None, typer.Argument(metavar="[VERSION]", help="The version of that model.")] = None,
     allow_new_labels: NewLabels = False,
+    lift_quarantine: Lift = False,
     as_json: Json = False,
 ) -> None:
     """Make a run or a version the champion.
 
-    It passes the gate first; exits 2 where that says no, and the champion stays.
+    It passes the gate first; exits 2 where that says no, and the champion stays. A version that a service has tried
+    and refused is in quarantine, and refused here too until that is lifted.
 
     \b
     Examples:
       stride promote 3f2a90c1d4e54b0c8a7b6c5d4e3f2a1b
       stride promote digits 4
+      stride promote digits 4 --lift-quarantine
     """
     from pipelines import promotion
 
     try:
         with working():
             if version is not None:
-                result = promotion.promote(target, version, allow_new_labels=allow_new_labels, say=say)
+                result = promotion.promote(
+                    target, version, allow_new_labels=allow_new_labels, lift_quarantine=lift_quarantine, say=say
+                )
             else:
                 from pipelines.export import export as make
 
                 bundle = make(target, say=say)
-                result = promotion.submit(bundle, target, allow_new_labels=allow_new_labels, say=say)
+                result = promotion.submit(
+                    bundle, target, allow_new_labels=allow_new_labels, lift_quarantine=lift_quarantine, say=say
+                )
     except promotion.Refused as refused:
         if as_json:
             answer_json({"action": "refuse", "reasons": refused.verdict.reasons, "version": refused.champion})
@@ -133,7 +143,7 @@ def history(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="One model instead of all.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show promotions, refusals and rollbacks.
+    """Show promotions, refusals, rollbacks and challengers.
 
     \b
     Examples:
@@ -155,6 +165,9 @@ def history(
         for e in entries
     ]
     answer(table(rows, ("at (UTC)", "model", "action", "from", "to", "state", "first reason")))
+    for model_name, to, reason in dict.fromkeys((e.model, e.to_version, e.quarantined) for e in entries):
+        if reason:
+            answer(f"in quarantine: {model_name} version {to}, a service refuses it: {reason}")
 
 
 def ship(
@@ -165,11 +178,12 @@ def ship(
     overrides: Overrides = None,
     force: Force = False,
     allow_new_labels: NewLabels = False,
+    tuned: Annotated[bool, typer.Option("--tune/--no-tune", help="Look for a faster graph to serve.")] = True,
     as_json: Json = False,
 ) -> None:
     """Go the whole way, from recipe to champion.
 
-    Fit, compare, export, prove, pass the gate, promote the best. Exits 2 where the gate says no.
+    Fit, compare, export, prove, tune, pass the gate, promote the best. Exits 2 where the gate says no.
 
     \b
     Examples:
@@ -181,7 +195,7 @@ def ship(
     with working():
         from pipelines.ship import ship as deliver
 
-        result = deliver(chosen, force=force, allow_new_labels=allow_new_labels, say=say)
+        result = deliver(chosen, force=force, allow_new_labels=allow_new_labels, tuned=tuned, say=say)
     if as_json:
         answer_json(result.to_json())
     else:
@@ -217,3 +231,5 @@ def _show(result: Promotion, *, as_json: bool) -> None:
     answer(f"{what[result.action]}: {result.model} version {result.version} (before: {result.former or '-'})")
     if result.action != "unchanged":
         say("a running service follows within seconds")
+    for reason in result.reasons[1:] if result.action == "unchanged" else ():
+        say(reason)

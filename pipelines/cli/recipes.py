@@ -115,6 +115,7 @@ def data(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False)
     answer(table(rows, ("class", *splits)))
     answer(f"\nfingerprint       {dataset.fingerprint}\ntest fingerprint  {dataset.test_fingerprint}")
     answer(f"in test and elsewhere too: {dataset.overlap} images")
+    answer(f"in two classes: {dataset.contradictions} images")
     answer(f"left out: {len(dataset.skipped)} files")  # loading has named them on standard error
 
 
@@ -127,6 +128,7 @@ def _report(dataset: Dataset) -> dict[str, Any]:
         "fingerprint": dataset.fingerprint,
         "test_fingerprint": dataset.test_fingerprint,
         "overlap": dataset.overlap,
+        "contradictions": dataset.contradictions,
         "skipped": [{"path": skipped.path, "reason": skipped.reason} for skipped in dataset.skipped],
     }
 

@@ -12,22 +12,31 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Match
 
-from contracts.errors import NotFound, StrideError
-from services.inference import logs, metrics, openapi, provider, settings
-from services.inference.errors import InferenceFailed, MethodNotAllowed
+from contracts.errors import NotFound, Overloaded, StrideError, TooLarge
+from services.inference import exposition, keys, logs, memory, openapi, otlp, provider, settings, tracing
+from services.inference.bento import Parts
+from services.inference.bodies import ClientGone, Receive, Scope
+from services.inference.connection import Connection
+from services.inference.errors import BodiesFull, MethodNotAllowed, SlowBody, Unauthorized
+from services.inference.formats import Files, Format
+from services.inference.keys import Keys
 from services.inference.metrics import Metrics
 from services.inference.models import Models
-from services.inference.predict import ClientGone, Predictor, Receive, Scope
+from services.inference.predict import Predictor
+from services.inference.prediction_log import PredictionLog
 from services.inference.problems import Headers, problem
+from services.inference.registry import shown
+from services.inference.tracing import Tracer
+from services.inference.v2 import routes as v2
 from services.inference.watcher import Watcher
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -38,6 +47,8 @@ _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _LAME_DUCK_S: Final = 0.3
 """After SIGTERM, how long requests are still taken, each connection being closed with its answer: a request that is
 already on its way to a connection that is being closed would be lost."""
+_HOSTED: Final = frozenset({"/livez", "/healthz", "/readyz", "/schema.json"})
+"""Answered by BentoML where the method is right."""
 _RESTORE_S: Final = 30.0
 """How long a start waits for the stored models; from then on it says by itself that it is not ready."""
 _PAGE_POLICY: Final = (
@@ -50,8 +61,7 @@ class _Ours(BaseRoute):
     """Everything that BentoML does not answer itself. (Its own routes for health stand before the mount.)"""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        theirs = scope["path"] == "/docs.json" or scope["path"].startswith("/static_content/")
-        return (Match.NONE if theirs else Match.FULL), {}
+        return (Match.NONE if scope["path"].startswith("/static_content/") else Match.FULL), {}
 
 
 class Application(Starlette):
@@ -62,24 +72,30 @@ class Application(Starlette):
         self.models: Models
         self.metrics: Metrics
         self.predictor: Predictor
+        self.keys: Keys | None = None
+        self.tracer: Tracer | None = None
         self.draining = False
         self._first_in_line = False
         self._get: dict[str, Callable[[], Awaitable[Answer]]] = {
             "/": partial(_file, "page.html", b"text/html; charset=utf-8"),
             "/docs": partial(_file, "docs.html", b"text/html; charset=utf-8"),
             "/openapi.json": self._openapi,
+            "/docs.json": self._openapi,
             "/v1/models": self._models,
-            "/metrics": _metrics,
+            "/metrics": self._exposed,
         }
 
     def why_not_ready(self) -> str | None:
-        """Why predictions cannot be answered now; None when the default model has answered its golden images."""
+        """Why predictions cannot be answered now; None when the default model has answered its golden images.
+
+        It is told to who carries no key, so where keys are asked for it names no more than where the reason stands.
+        """
         if self.draining:
             return "the service is ending"
         try:
             self.models.get()
         except StrideError as error:
-            return error.message
+            return error.message if self.keys is None else "GET /v1/models says why to who has a key"
         return None
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
@@ -91,15 +107,59 @@ class Application(Starlette):
             return await super().__call__(scope, receive, send)
         if not self._first_in_line:
             self._go_first(scope.get("app"))
+        if self.tracer is not None:
+            return await self._traced(self.tracer, scope, receive, send)
+        trace = None
+        for key, _ in scope["headers"]:
+            if key == b"traceparent":
+                trace = tracing.joined(scope["headers"])
+        # A pipelined request begins in the context of the one before it.
+        if trace is not None or tracing.current.get() is not None:
+            tracing.join(trace)
+        return await self._route(scope, receive, send)
+
+    async def _traced(self, tracer: Tracer, scope: Scope, receive: Any, send: Any) -> None:
+        started = time.perf_counter()
+        trace = tracer.begin(scope["headers"])
+        tracing.join(trace)
+        try:
+            await self._route(scope, receive, send)
+        finally:
+            if scope["method"] == "POST":
+                tracer.end(trace, scope["method"], scope["path"], started)
+
+    async def _route(self, scope: Scope, receive: Any, send: Any) -> None:
+        if self.keys is not None and not await self.allow(scope, send):
+            return None
         path: str = scope["path"]
+        form: Format
         if path == "/v1/predict":
-            return await self._predict(scope, receive, send, None)
-        if path.startswith("/v1/models/") and path.endswith("/predict") and path.count("/") == 4:
-            return await self._predict(scope, receive, send, path[11:-8])
-        return await self._show(scope, send, path)
+            form = Files(None, scope["query_string"])
+        elif path.startswith("/v1/models/") and path.endswith("/predict") and path.count("/") == 4:
+            form = Files(path[11:-8], scope["query_string"])
+        elif path == "/predict":
+            form = Parts(scope["query_string"])
+        elif (address := v2.find(path)) is None:
+            return await self._show(scope, send, path, self._get.get(path))
+        elif address.action == v2.INFER:
+            return await self._predict(scope, receive, send, address.form(scope["headers"]), v2.INFER)
+        else:
+            return await self._show(scope, send, address.action, partial(self._describe, address))
+        return await self._predict(scope, receive, send, form)
+
+    async def allow(self, scope: Scope, send: Send) -> bool:
+        """Whether the request may go on; if not it is answered, before its body is read."""
+        if self.keys is None or scope["path"] in keys.OPEN:
+            return True
+        try:
+            self.keys.check(scope["headers"])
+        except Unauthorized as error:
+            await self._refuse(scope, send, "other", error, _request_id(scope))
+            return False
+        return True
 
     def _go_first(self, host: Any) -> None:
-        """Answer /v1/ in front of BentoML's middleware, once the first request has shown which application hosts us.
+        """Answer what is ours in front of BentoML's middleware, once a request has shown which application hosts us.
 
         The host's stack (context, tracing, a timer of 60 s for every request) has no part in our routes, and the
         timers would hold on to a minute's worth of requests. Measured: 0.52 -> 0.44 ms of CPU a prediction. Where a
@@ -111,44 +171,40 @@ class Application(Starlette):
             return
 
         async def front(scope: Scope, receive: Any, send: Any) -> None:
-            ours = scope["type"] == "http" and scope["path"].startswith("/v1/")
-            await (self if ours else behind)(scope, receive, send)
+            await (self if is_ours(scope) else behind)(scope, receive, send)
 
         host.middleware_stack = front
 
-    async def _predict(self, scope: Scope, receive: Receive, send: Send, name: str | None) -> None:
+    async def _predict(self, scope: Scope, receive: Receive, send: Send, form: Format, route: str = "predict") -> None:
         request_id = _request_id(scope)
         in_flight = self.metrics.in_flight
         in_flight.inc()
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(f"{scope['method']} {scope['path']} is not known; use POST.", allow="POST")
-            body, model = await self.predictor.predict(scope, receive, name)
+            body, model = await self.predictor.predict(scope, receive, form)
         except StrideError as error:
-            await self._refuse(scope, send, "predict", error, request_id)
+            await self._refuse(scope, send, route, error, request_id)
         except ClientGone:
             self.metrics.errors.labels("client_gone").inc()
         except Exception as error:  # noqa: BLE001 - our own fault, whatever it is
-            await self._refuse(scope, send, "predict", _failed(error, request_id), request_id)
+            await self._refuse(scope, send, route, _failed(error, request_id), request_id)
         else:
-            self.metrics.requests.labels("predict", "2xx").inc()
-            headers = [
-                (b"content-type", b"application/json"),
-                (b"x-stride-provider", model.engine.provider.name.encode()),
-                (b"x-stride-version", model.version.encode()),
-            ]
-            await self._send(send, 200, body, headers, request_id)
+            self.metrics.requests.labels(route, "2xx").inc()
+            await self._send(send, 200, body, [*form.headers, *model.headers], request_id)
         finally:
             in_flight.dec()
 
-    async def _show(self, scope: Scope, send: Send, path: str) -> None:
-        """The routes that only show something."""
+    async def _show(self, scope: Scope, send: Send, route: str, show: Callable[[], Awaitable[Answer]] | None) -> None:
+        """The routes that only show something; `show` is None where nothing stands."""
         request_id = _request_id(scope)
-        route = "other"
+        path = scope["path"][:200]
         try:
-            if (show := self._get.get(path)) is None:
-                raise NotFound(f"nothing stands at {path[:200]!r}; GET /docs lists what does.")
-            route = path
+            if show is None:
+                route = "other"
+                if path in _HOSTED:
+                    raise MethodNotAllowed(f"{scope['method']} {path} is not known; use GET.", allow="GET, HEAD")
+                raise NotFound(f"nothing stands at {path!r}; GET /docs lists what does.")
             if scope["method"] not in ("GET", "HEAD"):
                 raise MethodNotAllowed(f"{scope['method']} {path} is not known; use GET.", allow="GET, HEAD")
             body, media_type, headers = await show()
@@ -161,13 +217,16 @@ class Application(Starlette):
         return await self._send(send, 200, body, headers, request_id, head=scope["method"] == "HEAD")
 
     async def _refuse(self, scope: Scope, send: Send, route: str, error: StrideError, request_id: bytes) -> None:
-        status, body, headers = problem(error)
+        status, body, headers = problem(error, bare=v2.is_ours(scope["path"]))
+        if (trace := tracing.current.get()) is not None:
+            trace.code = error.code
         self.metrics.errors.labels(error.code).inc()
+        if isinstance(error, Overloaded):
+            self.metrics.shed.labels(error.reason).inc()
         self.metrics.requests.labels(route, f"{status // 100}xx").inc()
         # What has not been read of the body must not be taken for the next request, nor be waited for. Elsewhere the
         # server reads past it, but a client that was refused before its "100 Continue" need not send it at all.
-        unread = status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-        if unread or any(key == b"expect" for key, _ in scope["headers"]):
+        if isinstance(error, SlowBody | TooLarge | BodiesFull) or any(key == b"expect" for key, _ in scope["headers"]):
             headers.append((b"connection", b"close"))
         await self._send(send, status, body, headers, request_id, head=scope["method"] == "HEAD")
 
@@ -177,28 +236,64 @@ class Application(Starlette):
         headers += [(b"content-length", b"%d" % len(body)), (b"x-request-id", request_id)]
         if self.draining:
             headers.append((b"connection", b"close"))
+        if (trace := tracing.current.get()) is not None:
+            trace.status = status
+            headers.append(trace.header())
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if head else body})
 
     async def _models(self) -> Answer:
         return json.dumps(self.models.describe()).encode(), b"application/json", []
 
+    async def _exposed(self) -> Answer:
+        body, media_type = await asyncio.to_thread(exposition.expose, gpu=self.metrics.gpu)
+        return body, media_type.encode(), []
+
+    async def _describe(self, address: v2.Address) -> Answer:
+        content = address.describe(self.models, self.why_not_ready())
+        return json.dumps(content).encode(), b"application/json", []
+
     async def _openapi(self) -> Answer:
         return json.dumps(openapi.document()).encode(), b"application/json", []
+
+
+class Front:
+    """ASGI middleware of BentoML's: what is ours is answered here, before BentoML's own routes would read a body."""
+
+    def __init__(self, app: Any, *, ours: Application) -> None:
+        self._behind = app
+        self._ours = ours
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        await (self._ours if is_ours(scope) else self._behind)(scope, receive, send)
+
+
+def is_ours(scope: Scope) -> bool:
+    """Whether this is a prediction or about models: nothing that BentoML has a part in."""
+    if scope["type"] != "http":
+        return False
+    path: str = scope["path"]
+    # The host's own routes end in `$`, which also fits before a newline: nothing like its /predict is left to it.
+    return path.startswith(("/v1/", "/predict")) or v2.is_ours(path)
 
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: Application) -> AsyncIterator[None]:
     logs.configure()
+    memory.give_back_large_blocks()
     read = settings.read()
+    Connection.head_s = read.body_s
     app.metrics = Metrics()
-    app.models = Models(default=read.model, metrics=app.metrics)
+    app.keys = Keys(read.api_keys_file) if read.api_keys_file else None
+    app.tracer = _tracer(app.metrics)
+    app.models = Models(default=read.model, metrics=app.metrics, drift_window=read.drift_window)
     threads = read.threads or provider.threads(read.workers)
-    app.predictor = Predictor(read, app.models, app.metrics, decoders=threads)
+    log = _prediction_log(read, app.metrics)
+    app.predictor = Predictor(read, app.models, app.metrics, decoders=threads, log=log)
     watcher = Watcher(read, app.models, app.metrics, asyncio.get_running_loop())
     watcher.start()
     _drain_at_sigterm(app, read)
-    logs.info("started", pid=os.getpid(), threads=threads, registry=read.tracking_uri, home=str(read.home))
+    logs.info("started", pid=os.getpid(), threads=threads, registry=shown(read.tracking_uri), home=str(read.home))
     # The workers share one socket: one that takes connections before it has a model answers 503 beside a ready one.
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(watcher.restored.wait(), _RESTORE_S)
@@ -208,7 +303,30 @@ async def _lifespan(app: Application) -> AsyncIterator[None]:
         watcher.stop()
         await app.models.drain()
         app.predictor.close()
+        for writer in (log, app.tracer):
+            if writer is not None:
+                await asyncio.to_thread(writer.close)
         logs.info("stopped", pid=os.getpid())
+
+
+def _tracer(kept: Metrics) -> Tracer | None:
+    if (collector := otlp.read()) is None:
+        return None
+    logs.info("traces_wanted", collector=collector.address, sampled=collector.ratio)
+    return otlp.tracer(collector, dropped=kept.traces_dropped.inc)
+
+
+def _prediction_log(read: settings.Settings, kept: Metrics) -> PredictionLog | None:
+    if read.prediction_log is None:
+        return None
+    return PredictionLog(
+        read.prediction_log,
+        sample=read.prediction_log_sample,
+        pixels=read.prediction_log_pixels,
+        max_bytes=read.prediction_log_bytes,
+        written=kept.log_written.inc,
+        dropped=kept.log_dropped,
+    )
 
 
 def _drain_at_sigterm(app: Application, read: settings.Settings) -> None:
@@ -223,8 +341,9 @@ def _drain_at_sigterm(app: Application, read: settings.Settings) -> None:
             return
         app.draining = True
         logs.info("draining", grace_seconds=read.grace_s)
-        loop.call_soon_threadsafe(app.predictor.cut_bodies, max(0.0, read.grace_s - read.deadline_s - _LAME_DUCK_S))
+        loop.call_soon_threadsafe(app.predictor.bodies.cut, max(0.0, read.grace_s - read.deadline_s - _LAME_DUCK_S))
         loop.call_soon_threadsafe(loop.call_later, _LAME_DUCK_S, servers_own, number, frame)
+        loop.call_soon_threadsafe(loop.call_later, read.grace_s, Connection.abort_all)
 
     signal.signal(signal.SIGTERM, drain)
 
@@ -234,20 +353,18 @@ async def _file(name: str, media_type: bytes) -> Answer:
     return body, media_type, [(b"content-security-policy", _PAGE_POLICY), (b"x-content-type-options", b"nosniff")]
 
 
-async def _metrics() -> Answer:
-    body, media_type = await asyncio.to_thread(metrics.expose)
-    return body, media_type.encode(), []
-
-
-def _failed(error: Exception, request_id: bytes) -> InferenceFailed:
+def _failed(error: Exception, request_id: bytes) -> StrideError:
     """What is told of an error that is our own fault; the log has it whole."""
     logs.failure("request_failed", error, request_id=request_id.decode())
-    return InferenceFailed("the server failed on this request; its log says why.")
+    return StrideError("the server failed on this request; its log says why.")
 
 
 def _request_id(scope: Scope) -> bytes:
-    """The client's X-Request-ID where it is harmless, else a new one."""
+    """The client's X-Request-ID where it is harmless, else a new one; what is logged from here on has it."""
     for key, value in scope["headers"]:
         if key == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            logs.request_id.set(value.decode())
             return bytes(value)
-    return os.urandom(8).hex().encode()
+    made_up = os.urandom(8).hex()
+    logs.request_id.set(made_up)
+    return made_up.encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 from python_multipart.exceptions import FormParserError
@@ -18,17 +19,17 @@ def is_form(content_type: bytes) -> bool:
 
 
 class Form:
-    """Collects the parts named `image` of one body.
+    """Collects the parts named `image` of one body, and the values of those `fields` that may stand beside them.
 
     Feed it the body piece by piece, then `finish`.
 
     Raises (from every method):
         MalformedBody: what is sent does not follow multipart/form-data.
         TooLarge: more parts than `max_parts`.
-        RequestError: a part of another name, or no part at all.
+        RequestError: a part of another name, a field given twice, or no image at all.
     """
 
-    def __init__(self, content_type: bytes, *, max_parts: int) -> None:
+    def __init__(self, content_type: bytes, *, max_parts: int, fields: Collection[str] = ()) -> None:
         kind, options = parse_options_header(content_type)
         boundary = options.get(b"boundary")
         if kind != b"multipart/form-data":
@@ -41,6 +42,9 @@ class Form:
             )
         self._max_parts = max_parts
         self._images: list[bytearray] = []
+        self._known = fields
+        self.fields: dict[str, bytearray] = {}
+        self._part = bytearray()
         self._header = bytearray()
         self._value = bytearray()
         self._disposition = b""
@@ -72,14 +76,12 @@ class Form:
         if not self._ended:
             raise MalformedBody("the multipart body ends before its closing boundary; send all of it.")
         if not self._images:
-            raise RequestError(f"the form has no part; send one or more parts named '{FIELD}'.")
+            raise RequestError(f"the form has no image; send one or more parts named '{FIELD}'.")
         return [bytes(image) for image in self._images]
 
     def _on_part_begin(self) -> None:
-        if len(self._images) >= self._max_parts:
-            raise TooLarge(
-                f"the form has more than {self._max_parts} parts, the limit; send the rest in other requests."
-            )
+        if len(self._images) + len(self.fields) >= self._max_parts + len(self._known):
+            raise self._too_many()
         self._disposition = b""
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
@@ -99,16 +101,28 @@ class Form:
         name = options.get(b"name")
         if name is None:
             raise MalformedBody('a part of the form has no name; give it Content-Disposition: form-data; name="image".')
-        if name != FIELD.encode():
+        self._part = bytearray()
+        if name == FIELD.encode():
+            if len(self._images) >= self._max_parts:
+                raise self._too_many()
+            self._images.append(self._part)
+        elif (field := name.decode("latin-1")) not in self._known:
             # Refused, not ignored: a forgotten part would look like a missing answer.
-            raise RequestError(f"the form has a part named {_text(name)}; parts must be named '{FIELD}'.")
-        self._images.append(bytearray())
+            names = " or ".join(f"'{known}'" for known in (FIELD, *self._known))
+            raise RequestError(f"the form has a part named {_text(name)}; parts must be named {names}.")
+        elif field in self.fields:
+            raise RequestError(f"the form has more than one part named '{field}'; send it once.")
+        else:
+            self.fields[field] = self._part
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
-        self._images[-1] += data[start:end]
+        self._part += data[start:end]
 
     def _on_end(self) -> None:
         self._ended = True
+
+    def _too_many(self) -> TooLarge:
+        return TooLarge(f"the form has more than {self._max_parts} parts, the limit; send the rest in other requests.")
 
 
 def _malformed(error: FormParserError) -> MalformedBody:

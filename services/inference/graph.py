@@ -12,7 +12,7 @@ DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Operator domains that onnxruntime itself brings; a custom one would need a shared library from somewhere."""
 
 
-def check(data: bytes, bundle: Bundle) -> None:
+def check(data: bytes, bundle: Bundle, *, file: str = MODEL) -> None:
     """Refuse a graph that reads other files, calls unknown operators, or is not images -> probabilities.
 
     Raises:
@@ -20,7 +20,7 @@ def check(data: bytes, bundle: Bundle) -> None:
     """
     import onnx
 
-    where = f"bundle of {bundle.manifest.name!r}: {MODEL}"
+    where = f"bundle of {bundle.manifest.name!r}: {file}"
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's own, which brings no types

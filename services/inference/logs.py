@@ -1,11 +1,19 @@
-"""One line of JSON an event: {"time", "level", "event", …}, on standard error."""
+"""One line of JSON an event: {"time", "level", "event", …}, on standard error.
+
+What is logged while a request is answered also has its `request_id`, and its `trace_id` where it has one.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+from contextvars import ContextVar
 from datetime import UTC, datetime
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+trace_id: ContextVar[str] = ContextVar("trace_id", default="")
+"""Of the request that is being answered; empty where there is none."""
 
 _LOGGER = logging.getLogger("stride.inference")
 
@@ -14,6 +22,9 @@ class _JsonLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line = {"time": time, "level": record.levelname.lower(), "event": record.getMessage()}
+        for kept in (request_id, trace_id):
+            if value := kept.get():
+                line[kept.name] = value
         return json.dumps(line | getattr(record, "fields", {}), default=str)
 
 

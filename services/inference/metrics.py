@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Final
 
+from services.inference import exposition
 from services.inference.batcher import Ran
+from services.inference.prediction_log import Reason
+from services.inference.provider import CUDA
 
 # From a tenth of a millisecond: one small network answers in half of one.
 SECONDS: Final = (
@@ -14,6 +18,16 @@ SECONDS: Final = (
     *(0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
 ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SHED: Final = ("queue_full", "would_be_late", "late", "bodies_full")
+"""Why a request was answered 429: the places were taken; it would have missed its deadline, and did; no room for its
+body."""
+
+
+class Family:
+    """One metric by its labels. Their sets are closed, so the library looks each up only once: it takes its time."""
+
+    def __init__(self, metric: Any) -> None:
+        self.labels: Callable[..., Any] = functools.cache(metric.labels)
 
 
 class Metrics:
@@ -27,46 +41,120 @@ class Metrics:
         # Imported here: the multiprocess mode is fixed at import, by a variable that BentoML sets before.
         import prometheus_client as prom
 
+        exposition.begin(os.getpid())
         kept = registry or prom.REGISTRY
         model = ["model"]
+        self.gpu = False
+        """A model runs on one."""
+        self._shown: dict[str, tuple[str, ...]] = {}
 
-        def seconds(name: str, what: str) -> Any:
-            return prom.Histogram(f"stride_{name}_seconds", what, model, buckets=SECONDS, registry=kept)
+        def seconds(name: str, what: str) -> Family:
+            return Family(prom.Histogram(f"stride_{name}_seconds", what, model, buckets=SECONDS, registry=kept))
+
+        def counter(name: str, what: str, labels: list[str]) -> Family:
+            return Family(prom.Counter(f"stride_{name}", what, labels, registry=kept))
+
+        def gauge(name: str, what: str, labels: list[str], workers: str) -> Family:
+            """Of several workers, `livemax` shows the largest value, `livesum` their sum."""
+            mode: Any = workers
+            return Family(prom.Gauge(f"stride_{name}", what, labels, multiprocess_mode=mode, registry=kept))
 
         self.queue_s = seconds("queue", "A request's wait between its decoding and its batch")
         self.decode_s = seconds("decode", "Decoding of a request's images")
         self.infer_s = seconds("infer", "One run of the graph over a batch")
         self.total_s = seconds("request", "A prediction, from the request's first byte to its answer")
-        self.batch_rows = prom.Histogram(
-            "stride_batch_rows", "Images of one run of the graph", model, buckets=ROWS, registry=kept
+        self.batch_rows = Family(
+            prom.Histogram("stride_batch_rows", "Images of one run of the graph", model, buckets=ROWS, registry=kept)
         )
-        self.predictions = prom.Counter("stride_predictions", "Images answered", model, registry=kept)
-        self.errors = prom.Counter("stride_errors", "Requests answered with an error", ["code"], registry=kept)
-        self.requests = prom.Counter(
-            "stride_http_requests", "Requests, by route and class", ["route", "status"], registry=kept
-        )
+        self.batches = counter(
+            "batches", "Runs of the graph: the thread was idle, took what had gathered, or the batch was full",
+            ["model", "reason"],
+        )  # fmt: skip
+        self.predictions = counter("predictions", "Images answered", model)
+        self.errors = counter("errors", "Requests answered with an error", ["code"])
+        self.shed = counter("shed", "Requests answered 429, by what was short", ["reason"])
+        for reason in SHED:  # from the first look on, so that the first one is seen as an increase
+            self.shed.labels(reason)
+        self.requests = counter("http_requests", "Requests, by route and class", ["route", "status"])
         self.in_flight = prom.Gauge("stride_requests_in_flight", "Predictions begun and not answered",
                                     multiprocess_mode="livesum", registry=kept)  # fmt: skip
-        info = ["model", "version", "provider"]
-        self.info = prom.Gauge("stride_model_info", "1 for the version that is served, 0 for former ones", info,
-                               multiprocess_mode="livemax", registry=kept)  # fmt: skip
-        self.swaps = prom.Counter("stride_model_swaps", "Versions that were brought into service", model, registry=kept)
-        self.quarantines = prom.Counter("stride_model_quarantines", "Versions that were refused", model, registry=kept)
-        self.fetch_s = prom.Histogram(
-            "stride_model_fetch_seconds", "Fetching and verifying a bundle", model, registry=kept
+        served = ["model", "version", "provider", "precision"]
+        self.info = gauge("model_info", "1 for the version that is served", served, "livemax")
+        self.swaps = counter("model_swaps", "Versions that were brought into service", model)
+        self.quarantines = counter(
+            "model_quarantines", "Versions that were refused, by what failed", ["model", "step"]
+        )  # fmt: skip
+        self.in_quarantine = gauge(
+            "model_quarantined", "1 while the version that is wanted of a model is refused", model, "livemax"
         )
-        self.load_s = prom.Histogram(
-            "stride_model_load_seconds", "Loading, warming and proving a bundle", model, registry=kept
+        self.answers = counter("answers", "Requests answered, by champion or challenger", ["model", "variant"])
+        self.stand_ins = counter(
+            "canary_stand_ins", "Requests answered by the champion since the challenger failed", model
+        )
+        pair = ["model", "challenger"]
+        self.shadow_images = counter("shadow_images", "Images answered by the challenger too, to be compared", pair)
+        self.shadow_disagreements = counter(
+            "shadow_disagreements", "Compared images to which it gives another most probable class", pair
+        )
+        self.shadow_difference = counter(
+            "shadow_difference", "Sum over the compared images of the mean absolute difference of probabilities", pair
+        )
+        self.shadow_dropped = counter(
+            "shadow_dropped", "Requests not compared: the challenger busy, the champion loaded, or failed",
+            ["model", "reason"],
+        )  # fmt: skip
+        self.fetch_s = Family(
+            prom.Histogram("stride_model_fetch_seconds", "Fetching and verifying a bundle", model, registry=kept)
+        )
+        self.load_s = Family(
+            prom.Histogram("stride_model_load_seconds", "Loading, warming and proving a bundle", model, registry=kept)
+        )
+        self.drift = gauge(
+            "drift_psi", "Population stability index of the last answers against the test set's", ["model", "of"],
+            "livemax",
+        )  # fmt: skip
+        self.drift_images = gauge("drift_images", "Images that drift is told of", model, "livesum")
+        self.log_written = prom.Counter(
+            "stride_prediction_log_lines", "Lines written to the prediction log", registry=kept
+        )
+        self._log_dropped = counter("prediction_log_dropped", "Lines that were lost, by what was full", ["reason"])
+        self.traces_dropped = prom.Counter(
+            "stride_traces_dropped", "Requests whose spans the collector did not get", registry=kept
         )
 
-    def serves(self, name: str, version: str, provider: str, before: str | None) -> None:
-        if before is not None and before != version:
-            self.info.labels(name, before, provider).set(0)
-        self.info.labels(name, version, provider).set(1)
+    def serves(self, name: str, version: str, provider: str, precision: str) -> None:
+        self.leaves(name)
+        self._shown[name] = (name, version, provider, precision)
+        self.info.labels(*self._shown[name]).set(1)
+        self.gpu = self.gpu or provider == CUDA
         self.swaps.labels(name).inc()
+        self.in_quarantine.labels(name).set(0)
 
-    def quarantined(self, name: str) -> None:
-        self.quarantines.labels(name).inc()
+    def leaves(self, name: str) -> None:
+        """The version is served no more."""
+        if (shown := self._shown.pop(name, None)) is not None:
+            self.info.labels(*shown).set(0)  # and is not exposed any more
+
+    def drifted(self, name: str, classes: float | None, confidence: float | None, images: int) -> None:
+        """The stability of a model's last answers; None where nothing is to be told of it."""
+        self.drift.labels(name, "classes").set(-1 if classes is None else classes)
+        self.drift.labels(name, "confidence").set(-1 if confidence is None else confidence)
+        self.drift_images.labels(name).set(images)
+
+    def log_dropped(self, reason: Reason, lines: int) -> None:
+        self._log_dropped.labels(reason).inc(lines)
+
+    def quarantined(self, name: str, step: str) -> None:
+        self.quarantines.labels(name, step).inc()
+        self.in_quarantine.labels(name).set(1)
+
+    def pardoned(self, name: str) -> None:
+        self.in_quarantine.labels(name).set(0)
+
+    def compared(self, name: str, challenger: str, images: int, differing: int, difference: float) -> None:
+        self.shadow_images.labels(name, challenger).inc(images)
+        self.shadow_disagreements.labels(name, challenger).inc(differing)
+        self.shadow_difference.labels(name, challenger).inc(difference)
 
     def loaded(self, name: str, fetch_s: float, load_s: float) -> None:
         self.fetch_s.labels(name).observe(fetch_s)
@@ -75,32 +163,7 @@ class Metrics:
     def ran(self, name: str, ran: Ran) -> None:
         self.infer_s.labels(name).observe(ran.infer_s)
         self.batch_rows.labels(name).observe(ran.rows)
+        self.batches.labels(name, ran.reason).inc()
         queue_s = self.queue_s.labels(name)
         for waited in ran.queue_s:
             queue_s.observe(waited)
-
-
-def expose() -> tuple[bytes, str]:
-    """All of this service's metrics in Prometheus' text format, and its media type. Reads files: not for the loop."""
-    import prometheus_client as prom
-    from prometheus_client import multiprocess
-
-    registry = prom.REGISTRY
-    if (shared := os.environ.get("PROMETHEUS_MULTIPROC_DIR")) is not None:
-        # A killed worker cannot take its gauges away, and would serve its version for ever. Its counters must stay.
-        for pid in {int(path.stem.rpartition("_")[2]) for path in Path(shared).glob("gauge_live*_*.db")}:
-            if not _lives(pid):
-                multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
-        registry = prom.CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return prom.generate_latest(registry), prom.CONTENT_TYPE_LATEST
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's process has the number by now; no worker of ours does
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""The models that are served: name -> the one version that answers, swapped whole while requests run."""
+"""The models that are served: name -> the version that answers, and the challenger beside it; swapped whole."""
 
 from __future__ import annotations
 
@@ -6,24 +6,30 @@ import asyncio
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from contracts.errors import DeviceError, NoModel, NotFound
+from contracts.registry import CHALLENGER, Rollout
 from services.inference import logs
-from services.inference.batcher import Batcher
+from services.inference.batcher import Batcher, Images, Probabilities
+from services.inference.drift import Drift
 from services.inference.engine import Engine
 from services.inference.metrics import Metrics
+from services.inference.shadow import Shadow
 from services.inference.store import Served
+from services.inference.variants import Choice, Variant
 
 
 class Model:
     """One loaded version. A request holds on to the same Model from its first row to its answer."""
 
-    def __init__(self, served: Served, engine: Engine, batcher: Batcher) -> None:
+    def __init__(self, served: Served, engine: Engine, batcher: Batcher, variant: Variant = "champion") -> None:
         manifest = engine.bundle.manifest
         self.served = served
         self.engine = engine
         self.batcher = batcher
+        self.variant = variant
         self.name = served.name
         self.version = served.version
         self.promoted_at = served.promoted_at
@@ -33,7 +39,17 @@ class Model:
         # What every answer repeats is encoded once.
         self.labels_json = tuple(json.dumps(label) for label in manifest.labels)
         parts = {"name": self.name, "version": self.version, "provider": engine.provider.name}
+        if variant == "challenger":
+            parts["variant"] = variant
         self.head_json = f'{{"model": {json.dumps(parts)}, "predictions": ['
+        self.headers = (
+            (b"x-stride-provider", engine.provider.name.encode()),
+            (b"x-stride-version", self.version.encode()),
+            (b"x-stride-variant", variant.encode()),
+        )
+        """Of every answer: which one version gave it."""
+        self.drift: Drift | None = None
+        """None where the bundle does not tell how its test images were answered."""
 
     def describe(self) -> dict[str, Any]:
         manifest = self.engine.bundle.manifest
@@ -42,6 +58,9 @@ class Model:
             "digest": self.served.digest,
             "provider": self.engine.provider.name,
             "provider_reason": self.engine.provider.reason,
+            "precision": self.engine.precision,
+            "precision_reason": self.engine.plan.reason,
+            "threads": self.engine.threads,
             "labels": list(self.labels),
             "input": manifest.input.model_dump(),
             "metrics": manifest.metrics,
@@ -61,46 +80,100 @@ class Quarantined:
     version: str
     reason: str
     since: float
+    variant: Variant = "champion"
+    step: str = "load"
+    """What it failed at: tags, fetch, verify or load."""
 
     def describe(self) -> dict[str, Any]:
-        return {"version": self.version, "reason": self.reason, "since": round(self.since, 3)}
+        return {"version": self.version, "reason": self.reason, "step": self.step, "since": round(self.since, 3)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A challenger and its part: settled when something changes, not with every request."""
+
+    challenger: Model
+    percent: float
+    shadow: bool
+    note: str | None
+    """Why it takes a smaller part than the registry says."""
+
+
+def slot(name: str, variant: Variant) -> str:
+    """What a champion or a challenger is called in metrics and logs; written as the alias is in STRIDE_MODELS."""
+    return name if variant == "champion" else f"{name}@{CHALLENGER}"
 
 
 class Models:
     """Belongs to the event loop: every method is called on it, so a lookup and a swap cannot cross."""
 
-    def __init__(self, *, default: str | None, metrics: Metrics) -> None:
+    def __init__(self, *, default: str | None, metrics: Metrics, drift_window: int = 0) -> None:
         self._default = default
         self._metrics = metrics
+        self._drift_window = drift_window
+        self._shadow = Shadow(metrics)
         self._models: dict[str, Model] = {}
+        self._challengers: dict[str, Model] = {}
+        self._rollouts: dict[str, Rollout] = {}
+        self._pairs: dict[str, _Pair] = {}
         self._quarantine: dict[str, Quarantined] = {}
+        self._missing: dict[str, str] = {}
         self.refusal: DeviceError | None = None
         """Why nothing can be served at all: the device that was asked for is not there."""
         self.registry_error: str | None = None
         """Why the registry did not answer last time; None when it did."""
 
-    def get(self, name: str | None = None) -> Model:
-        """The model of that name, or the default one.
+    def get(self, name: str | None = None, choice: Choice | None = None) -> Model:
+        """The model of that name, or the default one; its challenger where `choice` falls on it.
 
         Raises:
             DeviceError: the required device is not there.
-            NoModel: nothing is loaded yet (or not the default, or the one named is in quarantine).
+            NoModel: nothing is loaded yet (or not the default, or the one named is in quarantine or missing).
             NotFound: no model has that name.
         """
-        if self.refusal is not None:
-            raise self.refusal
-        wanted = self._default if name is None else name
-        if wanted is None:
-            if not self._models:
-                raise NoModel(f"no model is loaded yet{self._why()}; promote one, it is picked up within seconds.")
-            return max(self._models.values(), key=lambda model: (model.promoted_at, model.name))
-        if (model := self._models.get(wanted)) is not None:
+        model = self._champion(name)
+        if choice is None or (pair := self._pairs.get(model.name)) is None:
             return model
-        if (bad := self._quarantine.get(wanted)) is not None:
-            raise NoModel(f"model {wanted!r} has no version that can be served: version {bad.version}: {bad.reason}")
-        if name is None or not self._models:
-            raise NoModel(f"model {wanted!r} is not loaded yet{self._why()}; promote a version of it.")
-        raise NotFound(f"no model is named {wanted!r}; served are {', '.join(sorted(self._models))}.")
+        return pair.challenger if choice.falls_on_challenger(pair.percent) else model
+
+    def version(self, name: str, version: str) -> Model:
+        """The champion or the challenger of that name, whichever has this version.
+
+        Raises:
+            DeviceError, NoModel: as `get`.
+            NotFound: no model has that name, or neither has that version.
+        """
+        champion = self._champion(name)
+        for model in (champion, self._challengers.get(champion.name)):
+            if model is not None and model.version == version:
+                return model
+        served = ", ".join(self.versions(champion.name))
+        raise NotFound(f"model {name!r} has no version {version[:40]!r} that is served; served are {served}.")
+
+    def versions(self, name: str) -> list[str]:
+        """The versions of a served model that can be asked for by number: the champion's, then the challenger's."""
+        found = (models[name].version for models in (self._models, self._challengers) if name in models)
+        return list(dict.fromkeys(found))
+
+    def stand_in(self, failed: Model, choice: Choice) -> Model | None:
+        """Who answers where a challenger failed that the client did not ask for: it is our trial, not the client's."""
+        if failed.variant == "champion" or choice.wish is not None:
+            return None
+        champion = self._models.get(failed.name)
+        if champion is None or _unlike(champion, failed) is not None:  # it has become another while this one failed
+            return None
+        self._metrics.stand_ins.labels(failed.name).inc()
+        return champion
+
+    def answered(self, model: Model, images: Images, probabilities: Probabilities) -> None:
+        """Count an answer; where the challenger is a shadow it is asked as well, later and only if it is idle."""
+        self._metrics.answers.labels(model.name, model.variant).inc()
+        if model.drift is not None:
+            model.drift.observe(probabilities)
+        # Not what a former champion still answers: the challenger has been matched with the present one.
+        pair = self._pairs.get(model.name)
+        if pair is not None and pair.shadow and model is self._models.get(model.name):
+            self._shadow.offer(model, pair.challenger, images, probabilities)
 
     def loaded(self, name: str) -> Served | None:
         model = self._models.get(name)
@@ -108,21 +181,29 @@ class Models:
 
     def swap(self, model: Model) -> None:
         """Serve `model` from now on; the version before it answers what it has begun and is then freed."""
-        old = self._models.get(model.name)
-        self._models[model.name] = model
-        self._quarantine.pop(model.name, None)
-        self._metrics.serves(model.name, model.version, model.engine.provider.name, old.version if old else None)
+        among = self._models if model.variant == "champion" else self._challengers
+        old = among.get(model.name)
+        among[model.name] = model
+        kept = slot(model.name, model.variant)
+        self._quarantine.pop(kept, None)
+        self._metrics.serves(kept, model.version, model.engine.provider.name, model.engine.precision)
         logs.info(
             "model_served",
-            model=model.name,
+            model=kept,
             version=model.version,
             replaces=old.version if old else None,
             provider=model.engine.provider.name,
             provider_reason=model.engine.provider.reason,
+            precision=model.engine.precision,
+            precision_reason=model.engine.plan.reason,
+            threads=model.engine.threads,
             load_seconds=round(model.engine.load_s, 3),
             golden_difference=model.engine.golden_difference,
         )
+        self._match(model.name)
+        self._watch_drift(model, kept)
         if old is not None:
+            old.drift = None  # what it still answers says nothing of the new version
             old.batcher.close()
 
     def promoted(self, name: str, promoted_at: int) -> None:
@@ -131,16 +212,40 @@ class Models:
             model.promoted_at = promoted_at
 
     def quarantine(self, bad: Quarantined) -> None:
-        self._quarantine[bad.name] = bad
-        self._metrics.quarantined(bad.name)
-        logs.warning("version_quarantined", model=bad.name, version=bad.version, reason=bad.reason)
+        kept = slot(bad.name, bad.variant)
+        self._quarantine[kept] = bad
+        self._metrics.quarantined(kept, bad.step)
+        logs.warning("version_quarantined", model=kept, version=bad.version, step=bad.step, reason=bad.reason)
 
-    def pardon(self, name: str) -> None:
-        """The champion is a good version again."""
-        self._quarantine.pop(name, None)
+    def pardon(self, name: str, variant: Variant = "champion") -> None:
+        """What is wanted is a good version again."""
+        if self._quarantine.pop(slot(name, variant), None) is not None:
+            self._metrics.pardoned(slot(name, variant))
+
+    def follow(self, name: str, rollout: Rollout, missing: str | None) -> None:
+        """What the registry says of a model beside its versions: the challenger's part, or why nothing is wanted."""
+        self._rollouts[name] = rollout
+        if missing is None:
+            self._missing.pop(name, None)
+        else:
+            self._missing[name] = missing
+            logs.warning("model_missing", model=name, reason=missing)
+        self._match(name)
+
+    def dismiss(self, name: str) -> None:
+        """The registry names no challenger any more: it answers what it has begun and is then freed."""
+        self.pardon(name, "challenger")
+        if (model := self._challengers.pop(name, None)) is not None:
+            self._pairs.pop(name, None)
+            kept = slot(name, "challenger")
+            self._metrics.leaves(kept)
+            self._metrics.drifted(kept, None, None, 0)
+            model.drift = None
+            logs.info("challenger_dismissed", model=kept, version=model.version)
+            model.batcher.close()
 
     def describe(self) -> dict[str, Any]:
-        names = sorted({*self._models, *self._quarantine})
+        names = sorted({*self._models, *self._missing, *(bad.name for bad in self._quarantine.values())})
         try:
             default = self.get().name
         except (NoModel, DeviceError):
@@ -153,7 +258,10 @@ class Models:
                     "name": name,
                     "default": name == default,
                     "serving": model.describe() if model else None,
+                    "follows": model.served.follows if model else None,
                     "quarantined": bad.describe() if bad else None,
+                    "missing": self._missing.get(name),
+                    "challenger": self._describe_challenger(name),
                 }
             )
         refusal = self.refusal.message if self.refusal else None
@@ -161,10 +269,71 @@ class Models:
 
     async def drain(self) -> None:
         """Close every batcher and wait for its thread, without holding the loop."""
-        for model in self._models.values():
+        models = [*self._models.values(), *self._challengers.values()]
+        for model in models:
             model.batcher.close()
-        threads = [model.batcher.thread for model in self._models.values()]
-        await asyncio.gather(*(asyncio.to_thread(thread.join, 1.0) for thread in threads))
+        await asyncio.gather(*(asyncio.to_thread(model.batcher.thread.join, 1.0) for model in models))
+
+    def _champion(self, name: str | None) -> Model:
+        if self.refusal is not None:
+            raise self.refusal
+        wanted = self._default if name is None else name
+        if wanted is None:
+            if not self._models:
+                raise NoModel(f"no model is loaded yet{self._why()}; promote one, it is picked up within seconds.")
+            return max(self._models.values(), key=lambda model: (model.promoted_at, model.name))
+        if (model := self._models.get(wanted)) is not None:
+            return model
+        if (bad := self._quarantine.get(wanted)) is not None:
+            raise NoModel(f"model {wanted!r} has no version that can be served: version {bad.version}: {bad.reason}")
+        if (missing := self._missing.get(wanted)) is not None:
+            raise NoModel(f"model {wanted!r} is not served: {missing}.")
+        if name is None or not self._models:
+            raise NoModel(f"model {wanted!r} is not loaded yet{self._why()}; promote a version of it.")
+        raise NotFound(f"no model is named {wanted!r}; served are {', '.join(sorted(self._models))}.")
+
+    def _watch_drift(self, model: Model, kept: str) -> None:
+        publish = partial(self._metrics.drifted, kept)
+        reference = model.engine.bundle.manifest.reference
+        if reference is not None and self._drift_window:
+            model.drift = Drift(reference, window=self._drift_window, publish=publish)
+        else:
+            publish(None, None, 0)
+
+    def _match(self, name: str) -> None:
+        """Settle what the challenger of a model takes part in, after a change of either."""
+        champion, challenger = self._models.get(name), self._challengers.get(name)
+        if champion is None or challenger is None:
+            self._pairs.pop(name, None)
+            return
+        rollout = self._rollouts.get(name, Rollout())
+        percent, shadow, note = rollout.percent, rollout.shadow, rollout.problem
+        if (unlike := _unlike(champion, challenger)) is not None:
+            # Who sends tensors has made them for the champion, and who reads labels knows the champion's.
+            percent, shadow, note = 0.0, False, f"{unlike}; it answers only who asks for it"
+        self._pairs[name] = _Pair(challenger, percent, shadow, note)
+
+    def _describe_challenger(self, name: str) -> dict[str, Any] | None:
+        model, bad = self._challengers.get(name), self._quarantine.get(slot(name, "challenger"))
+        if model is None and bad is None:
+            return None
+        pair = self._pairs.get(name)
+        return {
+            "percent": pair.percent if pair else 0.0,
+            "shadow": pair.shadow if pair else False,
+            "note": pair.note if pair else None,
+            "serving": model.describe() if model else None,
+            "quarantined": bad.describe() if bad else None,
+        }
 
     def _why(self) -> str:
         return f" ({self.registry_error.rstrip('.')})" if self.registry_error else ""
+
+
+def _unlike(champion: Model, challenger: Model) -> str | None:
+    """Why the challenger cannot stand in the champion's place, None when it can."""
+    if champion.labels != challenger.labels:
+        return "its labels are not the champion's"
+    if champion.spec != challenger.spec:
+        return "its input is not the champion's"
+    return None

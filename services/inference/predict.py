@@ -1,205 +1,188 @@
-"""The route that predicts: body -> images -> one model -> answer. Plain ASGI: it is the hot path."""
+"""What every prediction goes through: body -> images -> one model -> answer. Plain ASGI: it is the hot path."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
-from urllib.parse import parse_qsl
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contracts.errors import Overloaded, RequestError, TooLarge
-from services.inference import answers, decoding
-from services.inference.errors import SlowBody
-from services.inference.forms import Form, is_form
+from contracts.errors import Overloaded
+from services.inference import tracing
+from services.inference.bodies import Bodies, ClientGone, Receive, Scope
+from services.inference.decoding import Decoder
+from services.inference.errors import InferenceFailed
+from services.inference.formats import Files, Format, Sent, check_images
 from services.inference.metrics import Metrics
 from services.inference.models import Model, Models
+from services.inference.prediction_log import PredictionLog
 from services.inference.settings import Settings
+from services.inference.variants import Choice, choose
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Scope = MutableMapping[str, Any]
+T = TypeVar("T")
 
-DEFAULT_TOP_K: Final = 5
 _PATIENCE_S: Final = 0.05
 """From then on the client is watched while its request waits; before, the watching would cost more than it saves."""
-
-
-class ClientGone(Exception):
-    """The client closed the connection: there is nobody to answer."""
+_LATE: Final = "late"
 
 
 class Predictor:
     """Answers predictions on the event loop; holds what they share."""
 
-    def __init__(self, settings: Settings, models: Models, metrics: Metrics, *, decoders: int) -> None:
+    def __init__(
+        self, settings: Settings, models: Models, metrics: Metrics, *, decoders: int, log: PredictionLog | None = None
+    ) -> None:
         self._settings = settings
+        self._log = log
         self._models = models
         self._metrics = metrics
-        self._pool = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
-        self._reading: set[asyncio.Timeout] = set()
-        self._cut_at = float("inf")
+        self.bodies = Bodies(settings)
+        self._decoder = Decoder(threads=decoders, max_pixels=settings.max_pixels)
         self._watching: set[asyncio.Task[None]] = set()
 
-    async def predict(self, scope: Scope, receive: Receive, name: str | None) -> tuple[bytes, Model]:
-        """The JSON body of the answer, and the one version that gave it.
+    async def predict(self, scope: Scope, receive: Receive, form: Format | None = None) -> tuple[bytes, Model]:
+        """The body of the answer, and the one version that gave it.
+
+        Args:
+            form: how it is asked and answered; without one, image files for the default model.
 
         Raises:
             StrideError: what is to be told to the client.
             ClientGone: nothing is.
         """
         started = time.perf_counter()
-        model = self._models.get(name)
-        _top_k(scope["query_string"], model)  # refused before the body is read
-        files = await self._files(scope, receive)
-        # Looked up again: the champion may have moved while the body came in. From here on it is this version.
-        model = self._models.get(name)
-        top_k = _top_k(scope["query_string"], model)
-        rows, batcher = len(files), model.batcher
-        expires = time.perf_counter() + self._settings.deadline_s
-        batcher.admit(rows)
+        form = form or Files(None, scope["query_string"])
+        choice = choose(scope["headers"])
+        form.early(self._models, choice)
+        with self.bodies.arriving(scope, receive) as body:
+            await form.read(body)
+            expires = time.perf_counter() + self._settings.deadline_s
+            # Looked up again: the champion may have moved while the body came in. From here on it is this version.
+            model = form.find(self._models, choice)
+            if form.version is not None:
+                choice = replace(choice, wish=model.variant)  # asked for by number, no other may stand in for it
+            with model.batcher.kept():
+                sent = await form.images(model, partial(self._aside, receive, expires))
+                check_images(len(sent), self._settings.max_parts)
+                model, probabilities = await self.answer(model, choice, sent, receive, expires)
+        content = form.write(model, probabilities)
+        self._metrics.predictions.labels(model.name).inc(len(probabilities))
+        self._metrics.total_s.labels(model.name).observe(time.perf_counter() - started)
+        return content, model
+
+    async def answer(
+        self, model: Model, choice: Choice, sent: Sent, receive: Receive, expires: float
+    ) -> tuple[Model, NDArray[np.float32]]:
+        """As `classify`, by the champion where a challenger fails that the client did not ask for; and who it was."""
         try:
-            begun = time.perf_counter()
-            images = await self._decode(files, model, expires)
-            self._metrics.decode_s.labels(model.name).observe(time.perf_counter() - begun)
-            probabilities = await self._infer(model, images, receive, expires)
+            return model, await self.classify(model, sent, receive, expires=expires)
+        except (InferenceFailed, Overloaded):
+            late = time.perf_counter() > expires
+            if late or (stand_in := self._models.stand_in(model, choice)) is None:
+                raise
+        return stand_in, await self.classify(stand_in, sent, receive, expires=expires)
+
+    async def classify(
+        self,
+        model: Model,
+        sent: Sent,
+        receive: Receive,
+        *,
+        expires: float | None = None,
+    ) -> NDArray[np.float32]:
+        """Admit, decode and infer: the way that every prediction takes.
+
+        Args:
+            sent: image files, at least one; or images as the model takes them, uint8 (n, height, width, channels).
+            receive: of the request, to notice when its client goes away.
+            expires: on time.perf_counter's clock; the deadline's seconds from now without it.
+
+        Returns:
+            float32, (n, classes).
+
+        Raises:
+            Overloaded: too many wait already, or the deadline passed.
+            ImageError, NotAnImage, TooLarge: a file cannot be decoded.
+            InferenceFailed: the model failed on these images.
+            ClientGone: the client left before the answer was there.
+        """
+        rows, batcher, trace = len(sent), model.batcher, tracing.current.get()
+        if trace is not None:
+            trace.model, trace.version, trace.rows = model.name, model.version, rows
+        begun = time.perf_counter()
+        expires = begun + self._settings.deadline_s if expires is None else expires
+        batcher.admit(rows, within_s=expires - begun)
+        try:
+            images = await self._decode(model, sent, receive, expires) if isinstance(sent, list) else sent
+            future = batcher.submit(images, expires=expires, trace=trace)
+            probabilities = await self._wait(future, receive, expires)
         finally:
             batcher.release(rows)
-        body = answers.predictions(model, probabilities, top_k)
-        self._metrics.predictions.labels(model.name).inc(rows)
-        self._metrics.total_s.labels(model.name).observe(time.perf_counter() - started)
-        return body, model
-
-    def cut_bodies(self, after_s: float) -> None:
-        """The service ends: bodies that are still coming in, or begin to, have this long."""
-        self._cut_at = asyncio.get_running_loop().time() + after_s
-        for reading in self._reading:
-            if not reading.expired():
-                reading.reschedule(min(self._cut_at, reading.when() or self._cut_at))
+        if model.variant == "challenger" and not np.isfinite(probabilities).all():
+            # In time for the champion to answer instead; of its own answers this is told when they are written.
+            raise InferenceFailed(f"the challenger of {model.name!r}, version {model.version}, gave no number.")
+        self._models.answered(model, images, probabilities)
+        if self._log is not None:
+            took = time.perf_counter() - begun
+            self._log.offer(model, sent if isinstance(sent, list) else [], images, probabilities, took)
+        return probabilities
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._decoder.close()
 
-    async def _files(self, scope: Scope, receive: Receive) -> list[bytes]:
-        """The bytes of every image of the body; limits are enforced while it arrives."""
-        content_type, declared = b"", b""
-        for key, value in scope["headers"]:
-            if key == b"content-type":
-                content_type = value
-            elif key == b"content-length":
-                declared = value
-        if declared.isdigit() and int(declared) > self._settings.max_bytes:
-            raise self._too_large(f"{int(declared):,}")
-        form = Form(content_type, max_parts=self._settings.max_parts) if is_form(content_type) else None
-        try:
-            ends = min(self._cut_at, asyncio.get_running_loop().time() + self._settings.body_s)
-            async with asyncio.timeout_at(ends) as reading:
-                self._reading.add(reading)
-                try:
-                    body = await self._read(receive, form)
-                finally:
-                    self._reading.discard(reading)
-        except TimeoutError as error:
-            raise SlowBody("the body did not arrive in time; send it faster, or a smaller one.") from error
-        return [body] if form is None else form.finish()
+    async def _aside(self, receive: Receive, expires: float, work: Callable[[], T]) -> T:
+        future = asyncio.get_running_loop().run_in_executor(self._decoder.pool, work)
+        return await self._wait(future, receive, expires)
 
-    async def _read(self, receive: Receive, form: Form | None) -> bytes:
-        message = await receive()
-        chunk: bytes = message.get("body", b"")
-        if form is None and not message.get("more_body") and message["type"] == "http.request":
-            if len(chunk) > self._settings.max_bytes:
-                raise self._too_large("more")
-            return chunk
-        size, chunks = 0, bytearray()
-        while True:
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > self._settings.max_bytes:
-                raise self._too_large("more")
-            if form is None:
-                chunks += chunk
-            elif chunk:
-                form.feed(chunk)
-            if not message.get("more_body"):
-                return bytes(chunks)
-            message = await receive()
-
-    async def _decode(self, files: list[bytes], model: Model, expires: float) -> NDArray[np.uint8]:
-        left_s = expires - time.perf_counter()
-        try:
-            return await decoding.decode(
-                files, model.spec, max_pixels=self._settings.max_pixels, pool=self._pool, within_s=left_s
+    async def _decode(self, model: Model, files: list[bytes], receive: Receive, expires: float) -> NDArray[np.uint8]:
+        begun = time.perf_counter()
+        images = self._decoder.now(files, model.spec)
+        if images is None:
+            images = await self._wait(
+                self._decoder.later(files, model.spec, within_s=self._settings.deadline_s), receive, expires
             )
-        except TimeoutError as error:
-            raise self._too_late() from error
+        ended = time.perf_counter()
+        self._metrics.decode_s.labels(model.name).observe(ended - begun)
+        if (trace := tracing.current.get()) is not None:
+            trace.decoding, trace.decoded = begun, ended
+        return images
 
-    async def _infer(self, model: Model, images: NDArray[np.uint8], receive: Receive, expires: float) -> Any:
-        loop = asyncio.get_running_loop()
-        future = model.batcher.submit(images, expires=expires)
-        timer = loop.call_later(_PATIENCE_S, self._watch, future, receive, expires)
+    async def _wait(self, future: asyncio.Future[T], receive: Receive, expires: float) -> T:
+        """What `future` gives; it is cancelled at the deadline, or when the client goes away."""
+        timer = asyncio.get_running_loop().call_later(_PATIENCE_S, self._watch, future, receive, expires)
         try:
             return await future
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             task = asyncio.current_task()
-            if future.cancelled() and not (task and task.cancelling()):
-                raise ClientGone from None
-            raise
+            if not future.cancelled() or (task and task.cancelling()):
+                raise
+            if error.args == (_LATE,):
+                limit = f"the deadline of {self._settings.deadline_s:g} s passed"
+                detail = f"{limit} before the answer was there; try again with less load."
+                raise Overloaded(detail, reason="late") from None
+            raise ClientGone from None
         finally:
             timer.cancel()
 
     def _watch(self, future: asyncio.Future[Any], receive: Receive, expires: float) -> None:
-        task = asyncio.ensure_future(self._until_gone(future, receive, expires - time.perf_counter()))
+        task = asyncio.ensure_future(_until_gone(future, receive, expires - time.perf_counter()))
         self._watching.add(task)
         task.add_done_callback(self._watching.discard)
         future.add_done_callback(lambda _: task.cancel())
 
-    async def _until_gone(self, future: asyncio.Future[Any], receive: Receive, left_s: float) -> None:
-        """Cancel the request when its client goes away, and fail it at its deadline."""
-        try:
-            async with asyncio.timeout(left_s):
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-        except TimeoutError:
-            if not future.done():
-                future.set_exception(self._too_late())
-        else:
-            future.cancel()
 
-    def _too_late(self) -> Overloaded:
-        limit = f"the deadline of {self._settings.deadline_s:g} s passed"
-        return Overloaded(f"{limit} before the answer was there; try again with less load.")
-
-    def _too_large(self, size: str) -> TooLarge:
-        limit = f"{self._settings.max_bytes:,}"
-        return TooLarge(f"the body has {size} bytes where {limit} are allowed; send smaller or fewer images.")
-
-
-def _top_k(query: bytes, model: Model) -> int:
-    """`top_k` of the query string: from 1 to the number of classes.
-
-    Raises:
-        RequestError: out of range, not a number, given twice, or beside an unknown parameter.
-    """
-    classes = len(model.labels)
-    if not query:
-        return min(DEFAULT_TOP_K, classes)
+async def _until_gone(future: asyncio.Future[Any], receive: Receive, left_s: float) -> None:
+    """Cancel the request when its client goes away, and at its deadline."""
     try:
-        given = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=16)
-    except ValueError as error:
-        raise RequestError("the query string has too many parameters; only top_k is known.") from error
-    unknown = next((key for key, _ in given if key != "top_k"), None)
-    if unknown is not None:
-        raise RequestError(f"the query parameter {unknown[:60]!r} is not known; only top_k is.")
-    if len(given) > 1:
-        raise RequestError(f"top_k is given {len(given)} times; give it once.")
-    if not given:
-        return min(DEFAULT_TOP_K, classes)
-    text = given[0][1]
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= classes):
-        raise RequestError(f"top_k is {text[:60]!r}; give a whole number from 1 to {classes}.")
-    return int(text)
+        async with asyncio.timeout(left_s):
+            while (await receive())["type"] != "http.disconnect":
+                pass
+    except TimeoutError:
+        future.cancel(_LATE)
+    else:
+        future.cancel()

@@ -1,7 +1,7 @@
 """The last good bundles on disk: what is served when the registry is away.
 
 $STRIDE_HOME/serving/<model>/
-  state.json       the version that is served: {"version", "digest", "promoted_at"}
+  state.json       the version that is served: {"version", "digest", "promoted_at", "follows"}
   <digest>/        a bundle, whole and verified
   .lock            held while the above changes: several workers share the directory
 """
@@ -26,6 +26,7 @@ from contracts import bundle
 from contracts.bundle import Bundle
 from contracts.errors import BundleError
 from services.inference import logs
+from services.inference.pins import Pin
 
 STATE: Final = "state.json"
 _KEPT: Final = 3
@@ -44,6 +45,8 @@ class Served:
     digest: str
     promoted_at: int
     """Milliseconds since the epoch, 0 when unknown."""
+    follows: str = str(Pin())
+    """The pin that it was served for. A start without the registry serves it for the same one only."""
 
 
 class Store:
@@ -79,7 +82,7 @@ class Store:
         directory.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=directory))
         try:
-            fetched = bundle.read(fetch(staging))
+            fetched = _read(name, fetch(staging))
             if fetched.digest != digest:
                 detail = f"its bundle has sha256 {fetched.digest[:12]}…, the registry says {digest[:12]}…"
                 raise BundleError(f"model {name!r}: {detail}; promote it again.")
@@ -88,6 +91,9 @@ class Store:
                 if (found := self.installed(name, digest)) is None:
                     bundle.replace_directory(fetched.path, directory / digest)
                     found = bundle.read(directory / digest)
+                    os.utime(directory / digest)
+                    # Here too: what is refused, or only tried as a challenger, is never remembered.
+                    self._forget(name)
             return found
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -103,9 +109,7 @@ class Store:
                 os.fsync(file.fileno())
             Path(staged).replace(directory / STATE)
             os.utime(directory / served.digest)
-            bundles = [path for path in directory.iterdir() if _DIGEST.fullmatch(path.name)]
-            for old in sorted(bundles, key=lambda path: path.stat().st_mtime, reverse=True)[_KEPT:]:
-                shutil.rmtree(old, ignore_errors=True)
+            self._forget(served.name)
             for staging in directory.glob(".staging-*"):
                 with contextlib.suppress(FileNotFoundError):  # its worker has just ended it
                     if time.time() - staging.stat().st_mtime > _ABANDONED_S:
@@ -122,12 +126,20 @@ class Store:
                     version=str(content["version"]),
                     digest=str(content["digest"]),
                     promoted_at=int(content["promoted_at"]),
+                    follows=str(content.get("follows") or Pin()),
                 )
             except (OSError, ValueError, KeyError, TypeError) as error:
                 logs.warning("state_unreadable", file=str(state), reason=str(error))
             else:
                 found.append(served)
         return found
+
+    def _forget(self, name: str) -> None:
+        """Remove bundles but for the one that was served last and the newest of the others; under the lock."""
+        kept = {served.digest for served in self.remembered() if served.name == name}
+        bundles = [path for path in self._directory(name).iterdir() if _DIGEST.fullmatch(path.name)]
+        for old in sorted(bundles, key=lambda path: (path.name in kept, path.stat().st_mtime), reverse=True)[_KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
 
     def _directory(self, name: str) -> Path:
         # Quoted, a name can neither leave the root nor hide in it.
@@ -140,3 +152,11 @@ class Store:
         with (directory / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file is closed, also by a crash
             yield
+
+
+def _read(name: str, path: Path) -> Bundle:
+    try:
+        return bundle.read(path)
+    except BundleError as error:  # told of the model: the temporary directory means nothing to the reader
+        reason = error.message.removeprefix(f"bundle {path}: ").rpartition("; ")[0] or error.message
+        raise BundleError(f"model {name!r}: the bundle that was fetched is broken: {reason}; ship it again.") from error

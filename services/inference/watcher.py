@@ -1,8 +1,9 @@
-"""The watcher: one thread that follows the registry and brings new champions to the models.
+"""The watcher: one thread that follows the registry and brings new champions and challengers to the models.
 
 Everything slow happens here, beside the serving: asking, downloading, verifying, loading, warming, the golden images.
 Only the finished model is handed to the event loop. A version that fails any step is put in quarantine with the
-reason and not tried again before it changes; what is served stays.
+reason, here and as a tag in the registry, and not tried again before it changes or the tag is taken off; what is
+served stays.
 """
 
 from __future__ import annotations
@@ -13,29 +14,38 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
+from typing import Literal
 
 from contracts.bundle import Bundle
 from contracts.errors import BundleError, DeviceError, RegistryError, StrideError
-from contracts.registry import BUNDLE_DIGEST, BUNDLE_URI
+from contracts.registry import BUNDLE_DIGEST, BUNDLE_URI, Quarantine, Rollout
 from services.inference import logs
 from services.inference import provider as providers
 from services.inference.batcher import Batcher, Ran
 from services.inference.engine import Engine
 from services.inference.metrics import Metrics
-from services.inference.models import Model, Models, Quarantined
+from services.inference.models import Model, Models, Quarantined, slot
 from services.inference.provider import Provider
-from services.inference.registry import Champion, Registry
+from services.inference.registry import Registered, Registry, Wanted, shown
 from services.inference.settings import Settings
 from services.inference.store import Served, Store
+from services.inference.variants import Variant
+
+Step = Literal["tags", "fetch", "verify", "load"]
+"""What a version can fail at; loading includes the warm-up and the golden images."""
 
 
 @dataclass(slots=True)
 class _Failed:
-    champion: Champion
+    wanted: Wanted
     retry_at: float | None
     """On time.monotonic's clock; None: not before the version, its tags or the alias change."""
     attempts: int
+    marked: bool
+    """The registry has the tag."""
 
 
 class Watcher:
@@ -48,12 +58,16 @@ class Watcher:
         self._loop = loop
         self._store = Store(settings.home / "serving")
         self._registry = Registry(settings.tracking_uri)
+        # By slot: a champion's is its name, a challenger has one beside it.
         self._served: dict[str, Served] = {}
         self._failed: dict[str, _Failed] = {}
+        self._rivals: set[str] = set()
+        self._told: dict[str, tuple[Rollout, str | None]] = {}
+        self._step: Step = "tags"
         self._away = False
         self._stop = threading.Event()
         self.restored = asyncio.Event()
-        """What the store holds is served, or refused."""
+        """What the store holds is served, or refused; where it holds nothing, what the registry named first."""
         # A daemon: a download that hangs must not hold up the end of the process.
         self._thread = threading.Thread(target=self._work, name="registry-watcher", daemon=True)
 
@@ -74,6 +88,8 @@ class Watcher:
             return
         logs.info("provider_chosen", provider=provider.name, reason=provider.reason)
         self._guarded(partial(self._start_from_store, provider))
+        if not self._served:
+            self._guarded(partial(self._follow, provider))
         self._tell(self.restored.set)
         while not self._stop.is_set():
             self._guarded(partial(self._follow, provider))
@@ -90,11 +106,17 @@ class Watcher:
         for served in self._store.remembered():
             if names and served.name not in names:
                 continue
+            # What was served by following another alias is not what is asked for now.
+            pin = self._settings.pin(served.name)
+            wanted = served.version == pin.version if pin.version else served.follows == str(pin)
+            if not wanted:
+                logs.info("stored_version_passed_over", model=served.name, version=served.version, pin=str(pin))
+                continue
             bundle = self._store.installed(served.name, served.digest)
             if bundle is None:
                 continue
             try:
-                self._serve(served, bundle, provider)
+                self._serve(served, bundle, "champion", provider)
             except Exception as error:  # noqa: BLE001 - whatever it is, the other models are to be served
                 # Not a quarantine: the registry may hold a good version, or the same one whole.
                 logs.warning("stored_version_refused", model=served.name, version=served.version, reason=str(error))
@@ -103,7 +125,7 @@ class Watcher:
         """One look at the registry."""
         first = not self._served
         try:
-            champions = self._registry.champions(self._settings.names)
+            found = self._registry.look(self._settings.names, self._settings.pins)
         except RegistryError as error:
             if not self._away:
                 logs.warning("registry_away", reason=error.message)
@@ -111,77 +133,147 @@ class Watcher:
             self._tell(partial(setattr, self._models, "registry_error", error.message))
             return
         if self._away:
-            logs.info("registry_back", registry=self._registry.uri)
+            logs.info("registry_back", registry=shown(self._registry.uri))
         self._away = False
         self._tell(partial(setattr, self._models, "registry_error", None))
-        for champion in champions:
-            self._consider(champion, provider)
+        for registered in found:
+            if registered.wanted is not None:
+                self._consider(registered.wanted, "champion", provider)
+            self._challenge(registered, provider)
+        for name in self._rivals - {registered.name for registered in found}:
+            self._dismiss(name)  # the whole model was deleted; its last champion stays
         if first and self._served:
             _settle_memory()  # once more: the registry's client has been imported since
 
-    def _consider(self, champion: Champion, provider: Provider) -> None:
-        served = self._served.get(champion.name)
-        if served is not None and (served.version, served.digest) == (champion.version, champion.digest):
-            if self._failed.pop(champion.name, None):
-                self._tell(partial(self._models.pardon, champion.name))
-            if served.promoted_at != champion.promoted_at:
-                self._tell(partial(self._models.promoted, champion.name, champion.promoted_at))
-                self._remember(Served(champion.name, champion.version, champion.digest, champion.promoted_at))
+    def _inform(self, registered: Registered) -> None:
+        """Hand over what the registry says beside the versions, when it changes."""
+        # That a model has no champion is worth a word only where it was asked for.
+        missing = registered.missing if registered.name in self._settings.names else None
+        told = (registered.rollout, missing)
+        if self._told.get(registered.name, (Rollout(), None)) != told:
+            self._told[registered.name] = told
+            self._tell(partial(self._models.follow, registered.name, *told))
+
+    def _challenge(self, registered: Registered, provider: Provider) -> None:
+        name = registered.name
+        # Without a champion beside it, it would answer nobody.
+        challenger = registered.challenger if name in self._served else None
+        served = self._served.get(slot(name, "challenger"))
+        other = served is not None and challenger is not None and _differ(served, challenger)
+        # Before the part of the next one is told: none may take another's, also where the next one cannot be loaded.
+        if name in self._rivals and (challenger is None or other):
+            self._dismiss(name)
+        self._inform(registered)
+        if challenger is not None:
+            self._rivals.add(name)
+            self._consider(challenger, "challenger", provider)
+
+    def _dismiss(self, name: str) -> None:
+        self._rivals.discard(name)
+        self._served.pop(slot(name, "challenger"), None)
+        self._failed.pop(slot(name, "challenger"), None)
+        self._tell(partial(self._models.dismiss, name))
+
+    def _consider(self, wanted: Wanted, variant: Variant, provider: Provider) -> None:
+        kept = slot(wanted.name, variant)
+        served = self._served.get(kept)
+        if served is not None and not _differ(served, wanted):
+            if self._failed.pop(kept, None):
+                self._tell(partial(self._models.pardon, wanted.name, variant))
+            if variant == "champion" and served.promoted_at != wanted.promoted_at:
+                self._tell(partial(self._models.promoted, wanted.name, wanted.promoted_at))
+                self._remember(self._served_as(wanted))
             return
-        failed = self._failed.get(champion.name)
+        failed = self._failed.get(kept)
         attempts = 0
-        if failed is not None and failed.champion == champion:
-            if failed.retry_at is None or time.monotonic() < failed.retry_at:
+        if failed is not None and failed.wanted == wanted:
+            # Who takes the tag off in the registry asks for another try.
+            lifted = failed.marked and wanted.quarantine is None
+            if not lifted and (failed.retry_at is None or time.monotonic() < failed.retry_at):
                 return
             attempts = failed.attempts
+        self._step = "tags"
         try:
-            self._adopt(champion, provider)
+            self._adopt(wanted, variant, provider)
         except Exception as error:  # noqa: BLE001 - one model's failure, foreseen or not, must not hold up the others
-            # What is wrong with the bundle stays wrong; what is wrong with the way to it may pass.
-            if not isinstance(error, StrideError | OSError):
-                logs.failure("load_failed", error, model=champion.name, version=champion.version)
-            passing = not isinstance(error, BundleError)
-            retry_at = time.monotonic() + min(300.0, 5.0 * 2**attempts) if passing else None
-            self._failed[champion.name] = _Failed(champion, retry_at, attempts + 1)
-            bad = Quarantined(champion.name, champion.version, str(error), time.time())
-            self._tell(partial(self._models.quarantine, bad))
+            self._refuse(wanted, variant, error, attempts)
         else:
-            self._failed.pop(champion.name, None)
+            self._failed.pop(kept, None)
+            if wanted.quarantine is not None:
+                self._mark(wanted, None)
 
-    def _adopt(self, champion: Champion, provider: Provider) -> None:
-        for tag, value in ((BUNDLE_URI, champion.uri), (BUNDLE_DIGEST, champion.digest)):
+    def _refuse(self, wanted: Wanted, variant: Variant, error: Exception, attempts: int) -> None:
+        # What is wrong with the bundle stays wrong; what is wrong with the way to it may pass.
+        if not isinstance(error, StrideError | OSError):
+            logs.failure("load_failed", error, model=slot(wanted.name, variant), version=wanted.version)
+        passing = not isinstance(error, BundleError)
+        retry_at = time.monotonic() + min(300.0, 5.0 * 2**attempts) if passing else None
+        bad = Quarantined(wanted.name, wanted.version, str(error), time.time(), variant, self._step)
+        self._tell(partial(self._models.quarantine, bad))
+        known = wanted.quarantine
+        marked = known is not None
+        if known is None or known.reason != bad.reason:
+            since = datetime.fromtimestamp(bad.since, UTC).isoformat(timespec="seconds")
+            marked = self._mark(wanted, Quarantine(bad.reason, since)) or marked
+        self._failed[slot(wanted.name, variant)] = _Failed(wanted, retry_at, attempts + 1, marked)
+
+    def _mark(self, wanted: Wanted, quarantine: Quarantine | None) -> bool:
+        """Say it in the registry too; whether that could be done. What is served does not depend on it."""
+        try:
+            self._registry.mark(wanted, quarantine)
+        except RegistryError as error:
+            logs.warning("quarantine_not_marked", model=wanted.name, version=wanted.version, reason=error.message)
+            return False
+        return True
+
+    def _adopt(self, wanted: Wanted, variant: Variant, provider: Provider) -> None:
+        for tag, value in ((BUNDLE_URI, wanted.uri), (BUNDLE_DIGEST, wanted.digest)):
             if not value:
-                who = f"model {champion.name!r} version {champion.version}"
+                who = f"model {wanted.name!r} version {wanted.version}"
                 raise BundleError(f"{who} has no tag {tag}; register it with `stride promote`.")
         started = time.perf_counter()
-        bundle = self._store.install(champion.name, champion.digest, partial(self._registry.download, champion))
+        bundle = self._store.install(wanted.name, wanted.digest, partial(self._fetch, wanted))
         fetched = time.perf_counter()
-        served = Served(champion.name, champion.version, champion.digest, champion.promoted_at)
-        self._serve(served, bundle, provider)
-        self._remember(served)
-        self._metrics.loaded(champion.name, fetched - started, time.perf_counter() - fetched)
+        served = self._served_as(wanted)
+        self._serve(served, bundle, variant, provider)
+        if variant == "champion":  # a challenger is not what a start without the registry is to serve
+            self._remember(served)
+        self._metrics.loaded(slot(wanted.name, variant), fetched - started, time.perf_counter() - fetched)
 
-    def _serve(self, served: Served, bundle: Bundle, provider: Provider) -> None:
+    def _fetch(self, wanted: Wanted, directory: Path) -> Path:
+        self._step = "fetch"
+        path = self._registry.download(wanted, directory)
+        self._step = "verify"
+        return path
+
+    def _served_as(self, wanted: Wanted) -> Served:
+        pin = self._settings.pin(wanted.name)
+        return Served(wanted.name, wanted.version, wanted.digest, wanted.promoted_at, str(pin))
+
+    def _serve(self, served: Served, bundle: Bundle, variant: Variant, provider: Provider) -> None:
         """Load, warm and prove the version, then hand it over."""
         settings = self._settings
+        kept = slot(served.name, variant)
+        self._step = "load"
         engine = Engine(
             bundle,
             provider,
             threads=settings.threads or providers.threads(settings.workers),
             max_batch=settings.max_batch,
+            all_threads=settings.threads > 0,
         )
-        observe: Callable[[Ran], None] = partial(self._metrics.ran, served.name)
+        observe: Callable[[Ran], None] = partial(self._metrics.ran, kept)
         batcher = Batcher(
             engine.infer,
             loop=self._loop,
             max_batch=settings.max_batch,
             queue_rows=settings.queue_rows,
             on_batch=observe,
-            name=f"infer-{served.name}",
+            name=f"infer-{kept}",
         )
         _settle_memory()
-        self._served[served.name] = served
-        self._tell(partial(self._models.swap, Model(served, engine, batcher)))
+        self._served[kept] = served
+        self._tell(partial(self._models.swap, Model(served, engine, batcher, variant)))
 
     def _remember(self, served: Served) -> None:
         self._served[served.name] = served
@@ -196,6 +288,10 @@ class Watcher:
             self._loop.call_soon_threadsafe(call)
         except RuntimeError:  # the loop is closed: the service has ended
             self._stop.set()
+
+
+def _differ(served: Served, wanted: Wanted) -> bool:
+    return (served.version, served.digest) != (wanted.version, wanted.digest)
 
 
 def _settle_memory() -> None:

@@ -33,6 +33,11 @@ def tiny_recipe(model: str = "tiny", **changes: Any) -> Recipe:
     return parse({**content, **changes}, name="tiny")
 
 
+@pytest.fixture(scope="session")
+def make_recipe() -> Callable[..., Recipe]:
+    return tiny_recipe
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     import torch

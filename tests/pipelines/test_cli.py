@@ -39,7 +39,7 @@ def answered(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def test_every_command_of_the_contract_is_there() -> None:
-    models = {"ship", "train", "export", "promote", "rollback", "history"}
+    models = {"ship", "train", "export", "promote", "rollback", "history", "challenge", "tune"}
     assert set(COMMANDS) == models | {"recipes", "data", "serve", "stop", "predict", "look", "reproduce", "doctor"}
 
 
@@ -149,7 +149,10 @@ def test_data_names_the_files_of_a_folder_that_it_leaves_out(
 
 def test_data_says_how_to_give_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert stride("data", "folder") == 1
-    assert "data.path 'images' does not exist" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("error: data.path 'images' does not exist in ")
+    assert "say where your images are with --set data.path=DIR" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.usefixtures("embedded_tracking")

@@ -42,6 +42,17 @@ def test_the_bundle_in_the_runs_artifacts_is_the_one_on_disk(make_run: Any, digi
     assert stored.manifest == bundle.manifest
 
 
+def test_a_bundle_tells_how_its_test_images_were_answered(make_run: Any, digits: Dataset) -> None:
+    bundle = export(make_run("good"), dataset=digits)
+
+    answers = graph.predict(graph.open_session(bundle.read("model.onnx")), digits.test.images, batch_size=64)
+    found = bundle.manifest.reference
+
+    assert found is not None
+    assert found.classes == tuple(np.bincount(answers.argmax(axis=1), minlength=10))
+    assert sum(found.confidence) == len(digits.test.images)
+
+
 def test_golden_images_decode_to_test_images_and_are_answered_again(make_run: Any, digits: Dataset) -> None:
     bundle = export(make_run("good"), dataset=digits)
 

@@ -7,8 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from contracts import bundle as bundles
+from contracts import cpu
+from contracts.bundle import Bundle, Serving
 from contracts.errors import BundleError
 from contracts.recipe import Gate
 from contracts.registry import CHAMPION
@@ -37,6 +41,19 @@ def test_the_verdict_stands_on_the_run_when_it_is_refused_too(make_run: Any, dig
     assert "refused" in (path / "verdict.md").read_text()
 
 
+def test_a_model_that_learned_nothing_is_refused_without_any_threshold(make_run: Any, digits: Dataset) -> None:
+    run_id = make_run("useless")
+    bundle = export(run_id, dataset=digits)
+    largest = np.bincount(digits.test.labels).max() / len(digits.test)
+    assert bundle.manifest.metrics["test/majority_baseline"] == pytest.approx(largest)
+
+    sentence = rf"refused \(baseline: .* is not above {largest:.4f}, .*stays without a champion"
+    with pytest.raises(Refused, match=sentence):
+        submit(bundle, run_id, thresholds=Gate(min_accuracy=0, max_drop=0.99))
+
+    assert registry.champion(registry.connect(), "tiny") is None
+
+
 def test_a_champion_of_other_test_images_is_measured_on_the_candidates(
     make_run: Any, digits: Dataset, submit_run: Submit
 ) -> None:
@@ -56,6 +73,41 @@ def test_a_champion_of_other_test_images_is_measured_on_the_candidates(
     assert "measuring tiny version 1 on the candidate's test images" in said
 
 
+@pytest.mark.parametrize(("lacks", "answers"), [(None, "model-int8.onnx"), ("no VNNI here", "model.onnx")])
+def test_a_tuned_champion_is_measured_with_the_graph_that_this_machine_would_serve(
+    make_run: Any, submit_run: Submit, digits: Dataset, monkeypatch: pytest.MonkeyPatch, lacks: str | None, answers: str
+) -> None:
+    """Products of 8-bit integers that saturate would make it look worse than it is, and let a worse one past it."""
+    run_id = make_run("good")
+    bundle = export(run_id, dataset=digits)
+    manifest = bundle.manifest
+    golden = tuple(golden.probabilities for golden in manifest.golden)
+    serving = Serving(
+        file="model-int8.onnx", precision="int8", provider="CPUExecutionProvider", exact_int8=True, golden=golden,
+        tolerance=0.02, reason="a test", gain=0.5, machine="a test",
+    )  # fmt: skip
+    provenance = manifest.provenance.model_copy(update={"test_fingerprint": "0" * 64})
+    files = {name: bundle.read(name) for name in manifest.files}
+    changed = manifest.model_copy(update={"serving": serving, "provenance": provenance})
+    tuned = bundles.write(bundle.path, changed, {**files, "model-int8.onnx": bundle.read("model.onnx") + b""})
+    registry.connect().log_artifacts(run_id, str(tuned.path), "bundle")
+    monkeypatch.setattr(cpu, "lacks_int8", lambda: lacks)
+    submit(tuned, run_id, dataset=digits)
+    read: list[str] = []
+    whole = Bundle.read
+
+    def noted(self: Bundle, name: str) -> bytes:
+        read.append(name)
+        return whole(self, name)
+
+    monkeypatch.setattr(Bundle, "read", noted)
+    monkeypatch.setattr(registry, "answer_golden", lambda *_: None)
+
+    submit_run("good")
+
+    assert next(name for name in read if name.startswith("model")) == answers
+
+
 def test_a_broken_champion_is_not_passed_over_and_the_way_out_works(submit_run: Submit) -> None:
     first = submit_run("worse")
     client = registry.connect()
@@ -72,7 +124,7 @@ def test_a_broken_champion_is_not_passed_over_and_the_way_out_works(submit_run: 
 
 
 def test_a_champion_without_a_bundle_does_not_stand_in_the_way(make_run: Any, digits: Dataset) -> None:
-    run_id = make_run("useless")
+    run_id = make_run("worse")
     client = registry.connect()
     client.create_registered_model("tiny")
     client.create_model_version("tiny", source=f"runs:/{run_id}/nothing")

@@ -114,6 +114,11 @@ def test_an_underflowing_probability_gives_a_finite_loss() -> None:
     assert 40 < parity.loss(probabilities, np.array([1, 1])) < 50
 
 
+def test_the_majority_baseline_is_the_share_of_the_most_common_label() -> None:
+    assert parity.majority_baseline(np.array([2, 0, 2])) == pytest.approx(2 / 3)
+    assert parity.majority_baseline(np.array([1])) == 1
+
+
 def test_macro_f1_weighs_every_class_alike() -> None:
     chosen = np.eye(3, dtype=np.float32)[[0, 0, 0, 1]]
 

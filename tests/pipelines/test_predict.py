@@ -26,6 +26,7 @@ class Service(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[str] = []
+        self.keys: list[str | None] = []
 
     @property
     def url(self) -> str:
@@ -38,6 +39,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.asked.append(self.path)
+        self.server.keys.append(self.headers["X-API-Key"])
         predictions = [{"label": "seven", "index": 7, "probability": 0.9}] * content.count(b'name="image"')
         answer = {"model": {"name": "digits", "version": "3"}, "predictions": predictions}
         body = json.dumps(answer).encode() if self.server.body is None else self.server.body
@@ -126,3 +128,13 @@ def test_an_address_that_is_none_is_refused() -> None:
 def test_an_image_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.png' cannot be read"):
         client.read([tmp_path / "none.png"])
+
+
+def test_the_key_of_the_environment_is_sent_and_none_without_it(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRIDE_API_KEY", "a-key-of-sixteen-characters")
+    client.predict([Image("a.png", b"1")], url=service.url)
+    monkeypatch.delenv("STRIDE_API_KEY")
+    client.predict([Image("a.png", b"1")], url=service.url)
+    assert service.keys == ["a-key-of-sixteen-characters", None]

@@ -11,7 +11,7 @@ import pytest
 from contracts.errors import BundleError, GateRefused, RegistryError
 from contracts.registry import PROMOTED_AT
 from pipelines import history, promotion, registry
-from pipelines.export import export
+from pipelines.export import export, silent
 from pipelines.promotion import Promotion, Refused, locked, promote, rollback, submit
 from services.training.data.dataset import Dataset
 
@@ -71,7 +71,7 @@ def test_the_champion_itself_is_left_as_it_is(make_run: Any, digits: Dataset) ->
 
 
 def test_rollback_brings_the_former_champion_back_and_walks_further(submit_run: Submit) -> None:
-    for quality in ("useless", "worse", "good"):
+    for quality in ("worse", "good", "good"):
         submit_run(quality)
 
     assert rollback("tiny").version == "2"
@@ -143,6 +143,30 @@ def test_an_interrupted_promotion_is_settled_by_the_next_one(submit_run: Submit)
     states = {entry.id: entry.state for entry in history.history("tiny")}
     assert states.pop(crashed.id) == "abandoned"
     assert set(states.values()) == {"done"}
+
+
+def test_a_promotion_that_dies_twice_is_still_settled_whole(
+    submit_run: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First before the model is stamped as the newest, then while that is made good."""
+    submit_run("worse")
+
+    def dies(*_: object) -> None:
+        raise RegistryError("the server is away.")
+
+    with monkeypatch.context() as first:
+        first.setattr(promotion, "_stamp", dies)
+        with pytest.raises(RegistryError, match="away"):
+            submit_run("good")
+        with pytest.raises(RegistryError, match="away"):
+            promotion.settle(registry.connect(), "tiny", silent)
+    client = registry.connect()
+    before = client.get_registered_model("tiny").tags[PROMOTED_AT]
+
+    promotion.settle(client, "tiny", silent)
+
+    assert client.get_registered_model("tiny").tags[PROMOTED_AT] > before
+    assert {entry.state for entry in history.history("tiny")} == {"done"}
 
 
 def test_nothing_moves_where_the_champion_was_moved_meanwhile(submit_run: Submit) -> None:

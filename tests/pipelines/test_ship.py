@@ -27,6 +27,7 @@ def _recipe(name: str = "tiny", **changes: Any) -> Recipe:
         "model": {"kind": "convnet", "blocks": [{"filters": 8, "padding": "same"}], "head": {"units": [16]}},
         "optimizer": {"name": "adam", "lr": 0.01},
         "fit": {"epochs": 2, "batch_size": 64, "precision": "fp32"},
+        "tune": {"seconds": 0.2},
     }
     return parse({**content, **changes}, name=name)
 
@@ -68,7 +69,8 @@ def test_a_worse_recipe_is_refused_with_exit_code_2_and_the_champion_stays(
     recipe: Recipe, embedded_tracking: str
 ) -> None:
     champion = ship(recipe, progress=False)
-    worse = _recipe("worse", optimizer={"name": "sgd", "lr": 1e-5}, fit={"epochs": 1, "precision": "fp32"})
+    # Worse than the champion, and better than naming one digit always: that would be refused for itself.
+    worse = _recipe("worse", optimizer={"name": "adam", "lr": 0.003}, fit={"epochs": 1, "precision": "fp32"})
 
     done = ship(worse, progress=False)
 
@@ -79,12 +81,43 @@ def test_a_worse_recipe_is_refused_with_exit_code_2_and_the_champion_stays(
     assert found.run_id == champion.run_id
 
 
+def test_a_network_that_learned_nothing_is_refused_with_exit_code_2_though_no_floor_is_set(
+    embedded_tracking: str,
+) -> None:
+    # The first step of this size kills every unit of the dense layer: all images get the same answer from then on.
+    dead = _recipe("dead", optimizer={"name": "sgd", "lr": 1e4}, fit={"epochs": 1, "precision": "fp32"})
+
+    done = ship(dead, progress=False)
+
+    assert (done.verdict, done.exit_code, done.version) == ("refused", 2, None)
+    assert done.reasons[0].startswith(f"failed baseline: test accuracy {done.test_accuracy:.4f} is not above 0.1")
+    assert all(reason.startswith("passed") for reason in done.reasons[1:])
+
+
 def test_a_champion_that_was_corrupted_is_not_called_unchanged(recipe: Recipe, embedded_tracking: str) -> None:
     done = ship(recipe, progress=False)
     registry.connect().log_text(done.run_id, "changed", "bundle/model.onnx")
 
     with pytest.raises(BundleError, match=rf"^export run {done.run_id}: .*model\.onnx was changed"):
         ship(recipe, progress=False)
+
+
+def test_what_is_shipped_has_been_tuned_once(recipe: Recipe, embedded_tracking: str, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    done = ship(recipe, progress=False, say=said.append)
+    ship(recipe, progress=False, say=said.append)
+
+    serving = registry.fetch(registry.connect(), done.run_id, tmp_path).manifest.serving
+    assert serving is not None
+    assert serving.reason
+    assert len([line for line in said if line.endswith("timing them for about 0.2 s")]) == 1
+
+
+def test_tuning_can_be_left_out(recipe: Recipe, embedded_tracking: str, tmp_path: Path) -> None:
+    done = ship(recipe, tuned=False, progress=False)
+
+    assert registry.fetch(registry.connect(), done.run_id, tmp_path).manifest.serving is None
 
 
 def test_recipes_of_different_models_are_not_compared() -> None:
@@ -102,7 +135,9 @@ def test_an_error_names_the_stage_that_it_comes_from() -> None:
         raise BundleError("broken")
 
 
-@pytest.mark.parametrize("module", ["export", "gate", "graph", "history", "parity", "promotion", "registry", "ship"])
+@pytest.mark.parametrize(
+    "module", ["export", "gate", "graph", "history", "parity", "promotion", "registry", "search", "ship", "tune"]
+)
 def test_the_modules_import_torch_mlflow_and_onnx_only_when_they_work(module: str) -> None:
     import subprocess
     import sys

@@ -141,7 +141,7 @@ class Service:
                 [*command, "--host", "127.0.0.1", "--port", str(self.port)], cwd=ROOT, env=env, stdout=log, stderr=log
             )
 
-    def wait(self, path: str = "/readyz", status: int = 200, timeout_s: float = 40) -> httpx.Response:
+    def wait(self, path: str = "/readyz", status: int = 200, timeout_s: float = 100) -> httpx.Response:
         """Until GET `path` answers with `status`."""
         assert self.process is not None
         until = time.monotonic() + timeout_s
@@ -202,6 +202,20 @@ def keep(home: Path, name: str, known: Bundle, version: str = "1") -> None:
     store.remember(Served(name, version, known.digest, 1))
 
 
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The service as nobody has configured it, with a stored `shapes` (seed 1), shared by the session."""
+    home = tmp_path_factory.mktemp("plain")
+    keep(home / "home", "shapes", Tiny(1).bundle(home / "shapes"))
+    service = Service(home / "home", home / "log")
+    service.start()
+    try:
+        service.wait()
+        yield service
+    finally:
+        service.end()
+
+
 @dataclass
 class Mlflow:
     """A real MLflow server and what a promotion does with it."""
@@ -251,7 +265,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mlflow]:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
     url = f"http://127.0.0.1:{port}"
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 150  # its forty migrations take seconds on an idle machine
         while True:
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f"{url}/health").status_code == 200:

@@ -154,7 +154,7 @@ def test_metrics_count_predictions_and_grow_by_no_client_made_label(http: httpx.
     assert after['stride_errors_total{code="not_found"}'] == before['stride_errors_total{code="not_found"}'] + 100
     assert not any("not-there" in key or "nobody" in key for key in after)
     assert 'stride_request_seconds_bucket{le="0.0005",model="shapes"}' in after
-    assert 'stride_model_info{model="shapes",provider="CPUExecutionProvider",version="1"}' in after
+    assert 'stride_model_info{model="shapes",precision="fp32",provider="CPUExecutionProvider",version="1"}' in after
 
 
 def whole(answer: bytes) -> bool:
@@ -276,3 +276,10 @@ asyncio.run(main())
     ended = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
     asked = ["/livez", "/readyz", "/metrics", "/docs", "/docs.json", "/"]
     assert ended.stdout.splitlines()[-1:] == [f"{asked} {[200, 405, 200, 503, 200, 200, 200, 200]}"], ended.stderr
+
+
+def test_no_spelling_of_the_native_address_reaches_bentomls_own_reading_of_it(http: httpx.Client) -> None:
+    # It fetches what stands at an address in the form. Its routes end in `$`, which also fits before a newline.
+    for path in ("/predict%0A", "/predict/", "/predict;x", "/./predict%0A"):
+        response = http.post(path, files={"image": (None, "http://127.0.0.1:9/x")})
+        assert (response.status_code, response.json()["code"]) == (404, "not_found"), path

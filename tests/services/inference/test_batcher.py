@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
@@ -58,24 +59,66 @@ async def ask(batcher: Batcher, rows: Rows, deadline_s: float = 30) -> Rows:
         batcher.release(len(rows))
 
 
-def test_thousands_of_questions_at_once_each_get_their_own_answer() -> None:
-    rng = np.random.default_rng(0)
-    sizes, bad = rng.integers(1, 5, size=5000), rng.random(5000) < 0.02
+Fate = Literal["answered", "fails", "cancelled at once", "cancelled later", "expired"]
+
+
+async def live(batcher: Batcher, number: int, fate: Fate, rows: int) -> None:
+    """Ask one question, and check that it ends as its fate says."""
+    sent = question(-number if fate == "fails" else number, rows)
+    asked = asyncio.ensure_future(ask(batcher, sent, deadline_s=-1 if fate == "expired" else 30))
+    if fate.startswith("cancelled"):
+        for _ in range(1 if fate == "cancelled at once" else number % 50):
+            await asyncio.sleep(0)
+        if asked.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            return
+    if fate in ("fails", "expired"):
+        with pytest.raises(InferenceFailed if fate == "fails" else Overloaded):
+            await asked
+    else:
+        assert (await asked).tolist() == [[2 * number]] * rows
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ten_thousand_questions_each_get_their_own_answer_whatever_happens_to_the_others(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    count = 10_000
+    fates: list[Fate] = rng.choice(get_args(Fate), size=count, p=(0.7, 0.05, 0.1, 0.1, 0.05)).tolist()
+    sizes = rng.integers(1, 5, size=count).tolist()
+    computed: list[int] = []
+
+    def infer(batch: Rows) -> Rows:
+        computed.extend(batch[:, 0, 0, 0].tolist())
+        return echo(batch)
 
     async def body(make: Callable[..., Batcher]) -> None:
-        sizes_seen: list[int] = []
-        batcher = make(on_batch=lambda ran: sizes_seen.append(ran.rows))
-        numbers = [-k if bad[k] else k for k in range(1, 5000)]
-        asked = [ask(batcher, question(number, int(sizes[abs(number)]))) for number in numbers]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        for number, answer in zip(numbers, answers, strict=True):
-            if number < 0:
-                assert isinstance(answer, InferenceFailed)
-            else:
-                assert isinstance(answer, np.ndarray)
-                assert answer.tolist() == [[2 * number]] * int(sizes[number])
-        assert max(sizes_seen) <= 16
+        ran: list[Ran] = []
+        batcher = make(infer, on_batch=ran.append)
+        numbers = iter(range(1, count))
+
+        async def client() -> None:
+            for number in numbers:
+                await live(batcher, number, fates[number], sizes[number])
+
+        await asyncio.gather(*(client() for _ in range(200)))
         assert batcher.rows == 0
+        assert max(one.rows for one in ran) <= 16
+        batcher.close()
+        await asyncio.to_thread(batcher.thread.join, 5)
+        assert batcher._submitted == batcher._settled  # and nothing is left behind the answers either
+
+    run(body)
+    numbers = [abs(number) for number in computed]
+    assert not {number for number in numbers if fates[number] == "expired"}
+
+
+def test_a_model_that_answers_another_number_of_rows_answers_nobody() -> None:
+    async def body(make: Callable[..., Batcher]) -> None:
+        batcher = make(lambda batch: echo(batch)[1:])
+        asked = [ask(batcher, question(number)) for number in range(1, 5)]
+        for answer in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(answer, InferenceFailed)
 
     run(body)
 
@@ -113,6 +156,79 @@ def test_what_arrives_during_a_run_goes_into_the_next_one_together() -> None:
         await asyncio.gather(*asked)
         assert len(ran) <= 2
         assert sum(one.rows for one in ran) == 10
+        assert ran[0].reason == "idle"
+        assert {one.reason for one in ran[1:]} <= {"gathered"}
+
+    run(body)
+
+
+def test_a_batch_says_why_it_was_run() -> None:
+    async def body(make: Callable[..., Batcher]) -> None:
+        free, ran = threading.Event(), list[Ran]()
+
+        def slow(batch: Rows) -> Rows:
+            free.wait(5)
+            return echo(batch)
+
+        batcher = make(slow, on_batch=ran.append, max_batch=4)
+        first = asyncio.ensure_future(ask(batcher, question(1)))
+        await asyncio.sleep(0)
+        while not batcher._inbox.empty():
+            await asyncio.sleep(0)
+        others = [asyncio.ensure_future(ask(batcher, question(number, 3))) for number in (2, 3)]
+        await asyncio.sleep(0)
+        free.set()
+        await asyncio.gather(first, *others)
+        assert [(one.rows, one.reason) for one in ran] == [(1, "idle"), (3, "full"), (3, "gathered")]
+
+    run(body)
+
+
+def test_who_would_miss_the_deadline_is_refused_at_once_but_never_the_first_in_line() -> None:
+    async def body(make: Callable[..., Batcher]) -> None:
+        free = threading.Event()
+
+        def slow(batch: Rows) -> Rows:
+            free.wait(5)
+            return echo(batch)
+
+        batcher = make(slow)
+        batcher._row_s = 0.1
+        batcher.admit(40, within_s=1)  # nobody is before it
+        with pytest.raises(Overloaded, match=r"the deadline would pass: 40 images are waiting, about 4\.0 s"):
+            batcher.admit(1, within_s=1)
+        batcher.admit(1, within_s=10)
+        batcher.release(41)
+        free.set()
+
+    run(body)
+
+
+def test_the_given_up_keep_their_place_until_the_thread_has_come_to_them() -> None:
+    """Their images are in memory so long: clients that leave at once must not be able to fill it."""
+
+    async def body(make: Callable[..., Batcher]) -> None:
+        free, begun = threading.Event(), threading.Event()
+
+        def slow(batch: Rows) -> Rows:
+            begun.set()
+            free.wait(5)
+            return echo(batch)
+
+        batcher = make(slow, queue_rows=10)
+        for number in range(1, 11):
+            gone = asyncio.ensure_future(ask(batcher, question(number)))
+            await asyncio.sleep(0)
+            await asyncio.to_thread(begun.wait, 5)  # what is cancelled before the thread takes it, it does not compute
+            gone.cancel()
+            await asyncio.sleep(0)
+        assert batcher.rows == 0
+        with pytest.raises(Overloaded):
+            batcher.admit(1)
+        free.set()
+        while batcher._submitted != batcher._settled:
+            await asyncio.sleep(0.001)
+        assert (await ask(batcher, question(1))).item() == 2
 
     run(body)
 
@@ -166,5 +282,20 @@ def test_closing_answers_what_was_admitted_first() -> None:
         await asyncio.sleep(0)
         batcher.close()
         assert [answer.item() for answer in await asyncio.gather(*asked)] == [2 * k for k in range(50)]
+
+    run(body)
+
+
+def test_an_idle_batcher_holds_no_images() -> None:
+    async def body(make: Callable[..., Batcher]) -> None:
+        batcher = make()
+        sent = question(1)
+        left = weakref.ref(sent)
+        assert (await ask(batcher, sent)).item() == 2
+        del sent
+        until = time.monotonic() + 10
+        while left() is not None:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.01)
 
     run(body)

@@ -34,6 +34,12 @@ def test_every_variable_reaches_its_setting(tmp_path: Path) -> None:
         ("STRIDE_WORKERS", "1.5"),
         ("STRIDE_DEADLINE_SECONDS", "60"),
         ("STRIDE_MAX_PARTS", "2000"),
+        ("STRIDE_MAX_INFLIGHT_BYTES", "1000"),
+        ("STRIDE_PREDICTION_LOG_SAMPLE", "1.5"),
+        ("STRIDE_PREDICTION_LOG_SAMPLE", "nan"),
+        ("STRIDE_PREDICTION_LOG_PIXELS", "some"),
+        ("STRIDE_PREDICTION_LOG_BYTES", "1000"),
+        ("STRIDE_DRIFT_WINDOW", "-1"),
     ],
 )
 def test_a_bad_value_is_refused_in_one_sentence_that_names_the_variable(name: str, value: str) -> None:

@@ -95,3 +95,19 @@ def test_what_a_killed_worker_was_fetching_is_removed_after_an_hour(tiny: Any, t
     os.utime(leftover, (0, 0))
     store.remember(Served("a", "1", known.digest, 0))
     assert (leftover.exists(), running.exists()) == (False, True)
+
+
+def test_challengers_that_come_and_go_leave_no_bundles_behind_and_never_push_the_served_one_out(
+    tiny: Any, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "serving")
+    champion = tiny(0).bundle(tmp_path / "b0")
+    store.install("a", champion.digest, copy_of(champion))
+    store.remember(Served("a", "0", champion.digest, 0))
+    for seed in range(1, 6):  # what is only tried is never remembered
+        known = tiny(seed).bundle(tmp_path / f"b{seed}")
+        store.install("a", known.digest, copy_of(known))
+        assert store.installed("a", known.digest) is not None
+    kept = {path.name for path in (tmp_path / "serving" / "a").iterdir() if len(path.name) == 64}
+    assert champion.digest in kept
+    assert len(kept) == 3

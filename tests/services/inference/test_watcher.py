@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
 from contracts.images import encode_png
-from contracts.registry import CHAMPION
+from contracts.registry import CHAMPION, QUARANTINED, Quarantine
 from services.inference.metrics import Metrics
 from services.inference.models import Models
 from services.inference.provider import CPU, Provider
-from services.inference.registry import Champion
+from services.inference.registry import Registered, Wanted
 from services.inference.settings import Settings
 from services.inference.store import Served
 from services.inference.watcher import Watcher
@@ -130,12 +130,44 @@ def test_a_bad_version_is_put_in_quarantine_and_the_good_one_stays(
     assert quarantined["version"] == version
     assert quarantined["reason"].endswith(".")
     assert serving(http, promoted) != version
-    assert f'stride_model_quarantines_total{{model="{promoted}"}} 1.0' in http.get("/metrics").text
+    step = {"no digest": "tags", "no uri": "tags", "wrong golden": "load", "missing": "fetch"}.get(fault, "verify")
+    assert quarantined["step"] == step
+    metrics = http.get("/metrics").text
+    assert f'stride_model_quarantines_total{{model="{promoted}",step="{step}"}} 1.0' in metrics
+    assert f'stride_model_quarantined{{model="{promoted}"}} 1.0' in metrics
+    # Written a moment after it is told here.
+    until(lambda: QUARANTINED in mlflow_server.client.get_model_version(promoted, version).tags)
+    mark = Quarantine.of(mlflow_server.client.get_model_version(promoted, version).tags)
+    assert mark is not None
+    assert mark.reason == quarantined["reason"]
+    assert str(tmp_path) not in mark.reason
 
     good = mlflow_server.publish(tiny(3).bundle(tmp_path / "good", name=promoted), name=promoted)
     mlflow_server.promote(promoted, good)
     until(lambda: serving(http, promoted) == good)
     assert entry(http, promoted)["quarantined"] is None
+    assert f'stride_model_quarantined{{model="{promoted}"}} 0.0' in http.get("/metrics").text
+
+
+def test_a_mended_version_is_tried_again_when_its_tag_is_taken_off(
+    mlflow_server: Any, http: httpx.Client, tiny: Any, tmp_path: Path, promoted: str
+) -> None:
+    known = tiny(2).bundle(tmp_path / "b", name=promoted)
+    whole = known.read("model.onnx")
+    (known.path / "model.onnx").write_bytes(whole[:-10])
+    version = mlflow_server.publish(known, name=promoted)
+    mlflow_server.promote(promoted, version)
+    client = mlflow_server.client
+    until(lambda: QUARANTINED in client.get_model_version(promoted, version).tags)
+    since = entry(http, promoted)["quarantined"]["since"]
+    (known.path / "model.onnx").write_bytes(whole)
+    run_id = client.get_model_version(promoted, version).run_id
+    client.log_artifact(run_id, str(known.path / "model.onnx"), "bundle")
+    time.sleep(1)  # some three looks: nobody has asked for another try
+    assert entry(http, promoted)["quarantined"]["since"] == since
+    client.delete_model_version_tag(promoted, version, QUARANTINED)
+    until(lambda: serving(http, promoted) == version)
+    assert QUARANTINED not in client.get_model_version(promoted, version).tags
 
 
 def test_a_version_leaves_quarantine_when_its_tags_are_mended(
@@ -147,6 +179,7 @@ def test_a_version_leaves_quarantine_when_its_tags_are_mended(
     until(lambda: entry(http, promoted)["quarantined"] is not None)
     mlflow_server.client.set_model_version_tag(promoted, version, "stride.bundle_sha256", known.digest)
     until(lambda: serving(http, promoted) == version)
+    until(lambda: QUARANTINED not in mlflow_server.client.get_model_version(promoted, version).tags)
 
 
 def test_without_a_name_the_model_promoted_last_answers(http: httpx.Client, promoted: str) -> None:
@@ -204,11 +237,11 @@ def test_a_rollback_is_followed_though_the_store_cannot_be_written(tiny: Any, tm
         known = {name: tiny(seed).bundle(tmp_path / name, name=name) for seed, name in ((1, "a"), (2, "b"))}
         watching, models = watcher(tmp_path / "home", "http://127.0.0.1:9")
         for at, (name, bundle) in enumerate(known.items()):
-            watching._serve(Served(name, "1", bundle.digest, at), bundle, PROVIDER)
+            watching._serve(Served(name, "1", bundle.digest, at), bundle, "champion", PROVIDER)
         await asyncio.sleep(0)
         assert models.get().name == "b"
         (tmp_path / "home").write_text("where the store's directory would be")
-        watching._consider(Champion("a", "1", "runs:/0/bundle", known["a"].digest, 99), PROVIDER)
+        watching._consider(Wanted("a", "1", "runs:/0/bundle", known["a"].digest, 99), "champion", PROVIDER)
         await asyncio.sleep(0)
         assert models.get().name == "a"
         await models.drain()
@@ -225,16 +258,16 @@ def test_a_version_that_fails_in_an_unforeseen_way_is_quarantined_and_the_others
         good = tiny(1).bundle(tmp_path / "good", name="good")
         watching, models = watcher(tmp_path / "home", "http://127.0.0.1:9")
         champions = [
-            Champion("bad", "1", "runs:/0/bundle", "0" * 64, 1),
-            Champion("good", "1", "runs:/1/bundle", good.digest, 1),
+            Registered("bad", Wanted("bad", "1", "runs:/0/bundle", "0" * 64, 1)),
+            Registered("good", Wanted("good", "1", "runs:/1/bundle", good.digest, 1)),
         ]
 
-        def download(champion: Champion, directory: Path) -> Path:
-            if champion.name == "bad":
+        def download(wanted: Wanted, directory: Path) -> Path:
+            if wanted.name == "bad":
                 raise ValueError("nobody thought of this")
             return Path(shutil.copytree(good.path, directory / "bundle"))
 
-        monkeypatch.setattr(watching._registry, "champions", lambda _: champions)
+        monkeypatch.setattr(watching._registry, "look", lambda *_: champions)
         monkeypatch.setattr(watching._registry, "download", download)
         watching._follow(PROVIDER)
         await asyncio.sleep(0)
