@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from services.training.evaluate import to_device
 from services.training.networks import ServedGraph
@@ -59,15 +58,9 @@ def look_inside(graph: ServedGraph, images: NDArray[np.uint8], *, classes: NDArr
             logits = graph.network(pixels)
         answers = graph.probabilities(logits.detach())
         chosen = answers.argmax(dim=1) if classes is None else torch.from_numpy(classes).to(answers.device)
-        if logits.shape[1] == 1:  # one sigmoid unit speaks for the second class, its negative for the first
-            score = torch.where(chosen == 1, logits[:, 0], -logits[:, 0]).sum()
-        else:
-            score = logits.gather(1, chosen[:, None]).sum()
         cam = torch.zeros(pixels.shape[0], *pixels.shape[2:], device=pixels.device)
-        if seen:
-            last = seen[list(found)[-1]]
-            (gradient,) = torch.autograd.grad(score, last)
-            cam = _cam(last.detach(), gradient, (pixels.shape[2], pixels.shape[3]))
+        if found:
+            cam = _cam(graph.network, list(found.values())[-1], pixels, chosen)
     return Inside(
         activations={name: seen[name].detach().float().cpu().numpy() for name in found},
         cam=cam.cpu().numpy(),
@@ -131,12 +124,19 @@ def _pools(module: nn.Module) -> bool:
     return "Pool" in type(module).__name__ or isinstance(module, nn.Dropout)
 
 
-def _cam(activations: Tensor, gradient: Tensor, size: tuple[int, int]) -> Tensor:
-    weights = gradient.mean(dim=(2, 3), keepdim=True)
-    cam = (weights * activations).sum(dim=1, keepdim=True).relu()
-    cam = F.interpolate(cam.float(), size=size, mode="bilinear", align_corners=False)[:, 0]
-    strongest = cam.amax(dim=(1, 2), keepdim=True)
-    return cam / torch.where(strongest > 0, strongest, 1.0)  # where nothing speaks for the class it stays zero
+def _cam(network: nn.Module, stage: nn.Module, pixels: Tensor, classes: Tensor) -> Tensor:
+    from captum.attr import LayerAttribution, LayerGradCam  # 0.15 s that only a look inside needs
+
+    def scores(pixels: Tensor) -> Tensor:
+        logits: Tensor = network(pixels)
+        # One sigmoid unit speaks for the second class, its negative for the first.
+        return torch.cat((-logits, logits), dim=1) if logits.shape[1] == 1 else logits
+
+    cam = LayerGradCam(scores, stage).attribute(pixels, target=classes, relu_attributions=True)
+    size = (pixels.shape[2], pixels.shape[3])
+    wide: Tensor = LayerAttribution.interpolate(cam.detach().float(), size, "bilinear")[:, 0]
+    strongest = wide.amax(dim=(1, 2), keepdim=True)
+    return wide / torch.where(strongest > 0, strongest, 1.0)  # where nothing speaks for the class it stays zero
 
 
 def _keep(seen: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
