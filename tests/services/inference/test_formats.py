@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,17 @@ with warnings.catch_warnings():
 
 Images = Callable[[int], NDArray[np.uint8]]
 ALL = {"top_k": "3"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shapes_answers_without_a_name(mlflow_server: Any, http: httpx.Client) -> None:
+    """Other tests promote models of their own on the same registry, and the one promoted last is the default."""
+    mlflow_server.promote("shapes", "1")
+    until = time.monotonic() + 60
+    image = encode_png(np.zeros((8, 8, 1), dtype=np.uint8))
+    while http.post("/v1/predict", content=image).json().get("model", {}).get("name") != "shapes":
+        assert time.monotonic() < until, http.get("/v1/models").text
+        time.sleep(0.05)  # the service looks at the registry by itself
 
 
 @pytest.fixture

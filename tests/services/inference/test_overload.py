@@ -33,7 +33,7 @@ SECONDS = 3.0
 def heavy(tiny: Any) -> onnx.ModelProto:
     """A graph that answers as the tiny one does, after some hundred million multiplications a row."""
     model: onnx.ModelProto = tiny(1).graph()
-    side, layers = 1024, 64
+    side, layers = 1024, 192
     arrays = {
         "in": np.full((64, side), 1e-3, dtype=np.float32),
         "turn": np.full((side, side), 1 / side, dtype=np.float32),
