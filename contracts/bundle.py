@@ -97,6 +97,13 @@ class Reference(_Frozen):
         return self
 
 
+class Measured(_Frozen):
+    """How a graph did on the test images."""
+
+    metrics: dict[str, float] = {}
+    reference: Reference | None = None
+
+
 class Session(_Frozen):
     """How onnxruntime is to run a graph."""
 
@@ -161,12 +168,20 @@ class Manifest(_Frozen):
     """None in bundles of before it was written: their drift is not told."""
     serving: Serving | None = None
     """None: never tuned, model.onnx is served."""
+    plain: Measured | None = None
+    """Of model.onnx, where `metrics` and `reference` are those of another graph and it was kept."""
     files: dict[_FileName, FileEntry]
 
     @property
     def served_file(self) -> str:
         """The graph that `metrics` were measured on, and that is served where the machine can."""
         return self.serving.file if self.serving else MODEL
+
+    def measured(self, file: str) -> Measured:
+        """How the graph in `file` did on the test images; nothing where that is not known."""
+        if file == self.served_file:
+            return Measured(metrics=self.metrics, reference=self.reference)
+        return (self.plain or Measured()) if file == MODEL else Measured()
 
     def digest(self) -> str:
         """sha256 of bundle.json as written: it pins every file of the bundle."""
@@ -314,11 +329,10 @@ def _complete(path: Path, manifest: Manifest) -> None:
         if found != [len(manifest.labels)] * len(manifest.golden):
             wanted = f"{len(manifest.golden)} golden images and {len(manifest.labels)} labels"
             raise BundleError(f"bundle {path}: {serving.file} has {found} probabilities for {wanted}; tune it again.")
-    reference = manifest.reference
-    if reference is not None and len(reference.classes) != len(manifest.labels):
-        raise BundleError(
-            f"bundle {path}: its reference counts {len(reference.classes)} classes for {len(manifest.labels)} labels."
-        )
+    for reference in (manifest.reference, manifest.plain.reference if manifest.plain else None):
+        if reference is not None and len(reference.classes) != len(manifest.labels):
+            counted = f"{len(reference.classes)} classes for {len(manifest.labels)} labels"
+            raise BundleError(f"bundle {path}: its reference counts {counted}.")
 
 
 def _verified(path: Path, entry: FileEntry) -> bytes:

@@ -23,6 +23,8 @@ MAX_PIXELS: Final = 50_000_000
 """Most pixels (width x height) of an image, checked on its header, before anything is decoded."""
 
 _STRIP: Final = 256
+_ORIENTED: Final = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"})
+"""What Pillow may find an orientation in. Without any of them nothing is looked for, and nothing copied."""
 
 # What the first bytes of each format look like. The declared media type is never trusted.
 _MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF87a", b"GIF89a")
@@ -45,7 +47,8 @@ def decode(data: bytes, spec: ImageSpec, *, max_pixels: int = MAX_PIXELS) -> NDA
     image = _open(data, max_pixels)
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
+        if not _ORIENTED.isdisjoint(image.info):
+            ImageOps.exif_transpose(image, in_place=True)
         image = _to_mode(image, "L" if spec.channels == 1 else "RGB", spec.background)
         if image.size != (spec.width, spec.height):
             image = _resize(image, spec)

@@ -7,54 +7,37 @@ routing, request and response objects would cost more than a small network's inf
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
-import re
-import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Match
 
 from contracts.errors import NotFound, Overloaded, StrideError, TooLarge
-from services.inference import exposition, keys, logs, memory, openapi, otlp, provider, settings, tracing
+from services.inference import exposition, ids, keys, logs, openapi, tracing
 from services.inference.bento import Parts
 from services.inference.bodies import ClientGone, Receive, Scope
-from services.inference.connection import Connection
 from services.inference.errors import BodiesFull, MethodNotAllowed, SlowBody, Unauthorized
 from services.inference.formats import Files, Format
 from services.inference.keys import Keys
+from services.inference.lifespan import lifespan
 from services.inference.metrics import Metrics
 from services.inference.models import Models
+from services.inference.pages import page
 from services.inference.predict import Predictor
-from services.inference.prediction_log import PredictionLog
 from services.inference.problems import Headers, problem
-from services.inference.registry import shown
 from services.inference.tracing import Tracer
 from services.inference.v2 import routes as v2
-from services.inference.watcher import Watcher
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Answer = tuple[bytes, bytes, Headers]
 """Body, media type, further headers."""
 
-_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_LAME_DUCK_S: Final = 0.3
-"""After SIGTERM, how long requests are still taken, each connection being closed with its answer: a request that is
-already on its way to a connection that is being closed would be lost."""
 _HOSTED: Final = frozenset({"/livez", "/healthz", "/readyz", "/schema.json"})
 """Answered by BentoML where the method is right."""
-_RESTORE_S: Final = 30.0
-"""How long a start waits for the stored models; from then on it says by itself that it is not ready."""
-_PAGE_POLICY: Final = (
-    b"default-src 'none'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "
-    b"img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
 
 
 class _Ours(BaseRoute):
@@ -68,7 +51,7 @@ class Application(Starlette):
     """One worker's application. The environment is read when it starts, not when it is made."""
 
     def __init__(self) -> None:
-        super().__init__(routes=[_Ours()], lifespan=_lifespan)
+        super().__init__(routes=[_Ours()], lifespan=lifespan)
         self.models: Models
         self.metrics: Metrics
         self.predictor: Predictor
@@ -77,8 +60,8 @@ class Application(Starlette):
         self.draining = False
         self._first_in_line = False
         self._get: dict[str, Callable[[], Awaitable[Answer]]] = {
-            "/": partial(_file, "page.html", b"text/html; charset=utf-8"),
-            "/docs": partial(_file, "docs.html", b"text/html; charset=utf-8"),
+            "/": partial(page, "page.html"),
+            "/docs": partial(page, "docs.html"),
             "/openapi.json": self._openapi,
             "/docs.json": self._openapi,
             "/v1/models": self._models,
@@ -220,10 +203,7 @@ class Application(Starlette):
         status, body, headers = problem(error, bare=v2.is_ours(scope["path"]))
         if (trace := tracing.current.get()) is not None:
             trace.code = error.code
-        self.metrics.errors.labels(error.code).inc()
-        if isinstance(error, Overloaded):
-            self.metrics.shed.labels(error.reason).inc()
-        self.metrics.requests.labels(route, f"{status // 100}xx").inc()
+        self.metrics.refused(route, status, error.code, error.reason if isinstance(error, Overloaded) else None)
         # What has not been read of the body must not be taken for the next request, nor be waited for. Elsewhere the
         # server reads past it, but a client that was refused before its "100 Continue" need not send it at all.
         if isinstance(error, SlowBody | TooLarge | BodiesFull) or any(key == b"expect" for key, _ in scope["headers"]):
@@ -277,82 +257,6 @@ def is_ours(scope: Scope) -> bool:
     return path.startswith(("/v1/", "/predict")) or v2.is_ours(path)
 
 
-@contextlib.asynccontextmanager
-async def _lifespan(app: Application) -> AsyncIterator[None]:
-    logs.configure()
-    memory.give_back_large_blocks()
-    read = settings.read()
-    Connection.head_s = read.body_s
-    app.metrics = Metrics()
-    app.keys = Keys(read.api_keys_file) if read.api_keys_file else None
-    app.tracer = _tracer(app.metrics)
-    app.models = Models(default=read.model, metrics=app.metrics, drift_window=read.drift_window)
-    threads = read.threads or provider.threads(read.workers)
-    log = _prediction_log(read, app.metrics)
-    app.predictor = Predictor(read, app.models, app.metrics, decoders=threads, log=log)
-    watcher = Watcher(read, app.models, app.metrics, asyncio.get_running_loop())
-    watcher.start()
-    _drain_at_sigterm(app, read)
-    logs.info("started", pid=os.getpid(), threads=threads, registry=shown(read.tracking_uri), home=str(read.home))
-    # The workers share one socket: one that takes connections before it has a model answers 503 beside a ready one.
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(watcher.restored.wait(), _RESTORE_S)
-    try:
-        yield
-    finally:
-        watcher.stop()
-        await app.models.drain()
-        app.predictor.close()
-        for writer in (log, app.tracer):
-            if writer is not None:
-                await asyncio.to_thread(writer.close)
-        logs.info("stopped", pid=os.getpid())
-
-
-def _tracer(kept: Metrics) -> Tracer | None:
-    if (collector := otlp.read()) is None:
-        return None
-    logs.info("traces_wanted", collector=collector.address, sampled=collector.ratio)
-    return otlp.tracer(collector, dropped=kept.traces_dropped.inc)
-
-
-def _prediction_log(read: settings.Settings, kept: Metrics) -> PredictionLog | None:
-    if read.prediction_log is None:
-        return None
-    return PredictionLog(
-        read.prediction_log,
-        sample=read.prediction_log_sample,
-        pixels=read.prediction_log_pixels,
-        max_bytes=read.prediction_log_bytes,
-        written=kept.log_written.inc,
-        dropped=kept.log_dropped,
-    )
-
-
-def _drain_at_sigterm(app: Application, read: settings.Settings) -> None:
-    """Put a short time before the server's own ending, in which every connection ends with an answer."""
-    loop = asyncio.get_running_loop()
-    servers_own = signal.getsignal(signal.SIGTERM)
-    if not callable(servers_own):  # not run by a server (in a test), so there is nothing to put before
-        return
-
-    def drain(number: int, frame: Any) -> None:
-        if app.draining:
-            return
-        app.draining = True
-        logs.info("draining", grace_seconds=read.grace_s)
-        loop.call_soon_threadsafe(app.predictor.bodies.cut, max(0.0, read.grace_s - read.deadline_s - _LAME_DUCK_S))
-        loop.call_soon_threadsafe(loop.call_later, _LAME_DUCK_S, servers_own, number, frame)
-        loop.call_soon_threadsafe(loop.call_later, read.grace_s, Connection.abort_all)
-
-    signal.signal(signal.SIGTERM, drain)
-
-
-async def _file(name: str, media_type: bytes) -> Answer:
-    body = await asyncio.to_thread((Path(__file__).parent / name).read_bytes)
-    return body, media_type, [(b"content-security-policy", _PAGE_POLICY), (b"x-content-type-options", b"nosniff")]
-
-
 def _failed(error: Exception, request_id: bytes) -> StrideError:
     """What is told of an error that is our own fault; the log has it whole."""
     logs.failure("request_failed", error, request_id=request_id.decode())
@@ -360,11 +264,7 @@ def _failed(error: Exception, request_id: bytes) -> StrideError:
 
 
 def _request_id(scope: Scope) -> bytes:
-    """The client's X-Request-ID where it is harmless, else a new one; what is logged from here on has it."""
-    for key, value in scope["headers"]:
-        if key == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            logs.request_id.set(value.decode())
-            return bytes(value)
-    made_up = os.urandom(8).hex()
-    logs.request_id.set(made_up)
-    return made_up.encode()
+    """Of the request; what is logged from here on has it."""
+    request_id = ids.of(scope["headers"])
+    logs.request_id.set(request_id.decode())
+    return request_id

@@ -3,79 +3,46 @@
 It is work-conserving: while the thread computes, what arrives gathers; when it is free, it takes all that has gathered,
 up to `max_batch` rows, at once. Nothing polls and nothing waits on purpose, so one request alone is run alone and at
 once, and under load the batches grow by themselves.
+
+Waking a thread and being woken by it costs about as much as a tiny network's answer. So a batch that is known to be a
+matter of a millisecond, and finds the thread idle, is run on the event loop itself, once the loop has read all that has
+come in with it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from contracts.errors import Overloaded, StrideError
 from services.inference import logs
+from services.inference.batch import Images, Job, Probabilities, Ran, Reason
 from services.inference.errors import InferenceFailed
 from services.inference.tracing import Trace
-
-Images = NDArray[np.uint8]
-Probabilities = NDArray[np.float32]
-Reason = Literal["idle", "gathered", "full"]
-"""Why a batch was run as it was: the thread was free; it took all that had gathered; or no more rows may go in."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """One run of the graph, for the metrics. Seconds."""
-
-    rows: int
-    reason: Reason
-    infer_s: float
-    queue_s: tuple[float, ...]
-    """How long each request of the batch waited."""
-
-
-class _Job:
-    """One request's rows on their way through."""
-
-    __slots__ = ("expires", "future", "images", "request_id", "since", "trace")
-
-    def __init__(
-        self,
-        images: Images,
-        future: asyncio.Future[Probabilities],
-        since: float,
-        expires: float,
-        trace: Trace | None,
-    ) -> None:
-        self.images = images
-        self.future = future
-        self.since = since
-        self.expires = expires
-        self.trace = trace
-        self.request_id = logs.request_id.get()  # the thread has no context of the request
-
 
 _STOP: Final = None
 _NEWEST: Final = 0.2
 """The weight of the newest batch in the mean seconds a row; a load that changes is followed within some ten batches."""
 _MARGIN: Final = 0.75
 """The part of its deadline that a request may be expected to wait: the mean is known only so well."""
-_Outcome = tuple[_Job, Probabilities | StrideError]
+_Outcome = tuple[Job, Probabilities | StrideError]
+_Deliver = Callable[[list[_Outcome], Ran | None], None]
 
 
 class Batcher:
     """Counts rows on the event loop, computes in its own thread.
 
-    `kept`, `admit`, `submit`, `release` and `close` belong to the loop; `infer` is called in the thread, one call
-    at a time.
+    `kept`, `check`, `admit`, `submit`, `release` and `close` belong to the loop; `infer` is called in the thread, or on
+    the loop while the thread is idle, one call at a time.
     """
 
     def __init__(
@@ -87,16 +54,29 @@ class Batcher:
         queue_rows: int,
         on_batch: Callable[[Ran], None] = lambda _: None,
         name: str = "batcher",
+        at_once_s: float = 0.0,
     ) -> None:
+        """Start the thread.
+
+        Args:
+            infer: uint8 (n, height, width, channels) -> float32 (n, classes).
+            queue_rows: most rows admitted at a time.
+            on_batch: is told of each run, on the loop.
+            at_once_s: a batch of so many expected seconds may hold up the loop instead of going through the thread.
+        """
         self._infer = infer
         self._loop = loop
         self._max_batch = max_batch
         self._queue_rows = queue_rows
         self._on_batch = on_batch
-        self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._at_once_s = at_once_s
+        self._near: list[Job] = []
+        """What came in this round of the loop, while the thread was idle."""
+        self._nowhere = contextvars.Context()  # of no request: a batch belongs to several
         self._row_s = 0.0
         self._submitted = 0  # counted by the loop alone,
-        self._settled = 0  # and by the thread alone: neither needs a lock
+        self._settled = 0  # and by the thread, or by the loop while the thread has none: neither needs a lock
         self._closing = False
         self.rows = 0
         """Rows admitted and not yet released: waiting, being decoded or computed."""
@@ -117,6 +97,15 @@ class Batcher:
     def admit(self, rows: int, *, within_s: float = math.inf) -> None:
         """Take a place for `rows`, before any work is put into them; to be given back with `release`.
 
+        Raises:
+            Overloaded: as `check`.
+        """
+        self.check(rows, within_s=within_s)
+        self.rows += rows
+
+    def check(self, rows: int, *, within_s: float = math.inf) -> None:
+        """Whether there is a place for `rows` now.
+
         Args:
             within_s: the request's deadline. Who would probably miss it is refused now: work on an answer that comes
                 too late would only make the next one late as well.
@@ -135,26 +124,35 @@ class Batcher:
             waiting = f"{before} images are waiting, about {before * self._row_s:.1f} s of work"
             detail = f"the deadline would pass: {waiting}; try again in {retry:.0f} s."
             raise Overloaded(detail, retry_after_s=retry, reason="would_be_late")
-        self.rows += rows
 
     def release(self, rows: int) -> None:
         self.rows -= rows
         self._end_if_done()
 
-    def submit(self, images: Images, *, expires: float, trace: Trace | None = None) -> asyncio.Future[Probabilities]:
+    def submit(
+        self, images: Images, *, expires: float, trace: Trace | None = None, aside: bool = False
+    ) -> asyncio.Future[Probabilities]:
         """Queue admitted rows.
 
         Args:
             images: uint8, (n, height, width, channels).
             expires: on time.perf_counter's clock; what is not begun by then is not computed.
             trace: is told when the rows came, when they were begun and when they were done.
+            aside: never hold up the loop for it.
 
         Returns:
             A future of float32 (n, classes), or of Overloaded or InferenceFailed. A cancelled one is not computed.
         """
         future: asyncio.Future[Probabilities] = self._loop.create_future()
+        job = Job(images, future, time.perf_counter(), expires, trace)
+        idle = self._submitted == self._settled
+        if not aside and (self._near or (self._at_once_s and idle and self._quick(len(images)))):
+            if not self._near:
+                self._loop.call_soon(self._run_near, context=self._nowhere)
+            self._near.append(job)
+        else:
+            self._inbox.put(job)
         self._submitted += len(images)
-        self._inbox.put(_Job(images, future, time.perf_counter(), expires, trace))
         return future
 
     def close(self) -> None:
@@ -166,28 +164,63 @@ class Batcher:
         if self._closing and self.rows == 0 and not self._keepers:
             self._inbox.put(_STOP)
 
+    def _quick(self, rows: int) -> bool:
+        """Whether so many rows are run in no time; of the first ones nobody knows."""
+        return 0.0 < rows * self._row_s <= self._at_once_s
+
+    def _run_near(self) -> None:
+        """Run what came in the last round of the loop: here if that is quick, in the thread if not."""
+        near, self._near = self._near, []
+        rows = sum(len(job.images) for job in near)
+        if self._submitted - rows == self._settled and self._quick(rows):  # nothing has come to the thread meanwhile
+            self._run_here(near)
+        else:
+            for job in near:
+                self._inbox.put(job)
+
+    def _run_here(self, jobs: list[Job]) -> None:
+        """Run the jobs on the loop; the thread is idle, so `infer` is still called once at a time."""
+        waiting = iter(jobs)
+        job: Job | None = next(waiting)
+        while job is not None:
+            batch, held, _ = self._gather(job, lambda: next(waiting, _STOP), self._settle)
+            if batch:
+                rows = sum(len(one.images) for one in batch)
+                self._run(batch, rows, "full" if rows >= self._max_batch else "idle", self._settle)
+            job = held or next(waiting, None)
+
     def _work(self) -> None:
-        held: _Job | None = None
+        held: Job | None = None
         while True:
             idle = held is None and self._inbox.empty()
             job = held or self._inbox.get()
             if job is _STOP:
                 return
-            batch, held, stop = self._gather(job)
+            batch, held, stop = self._gather(job, self._arrived, self._deliver)
             if batch:
                 rows = sum(len(job.images) for job in batch)
                 full = held is not None or rows >= self._max_batch
-                self._run(batch, rows, "full" if full else "idle" if idle else "gathered")
+                self._run(batch, rows, "full" if full else "idle" if idle else "gathered", self._deliver)
             if stop:
                 return
             del job, batch  # they would hold the images of the last batch until the next one
 
-    def _gather(self, job: _Job | None) -> tuple[list[_Job], _Job | None, bool]:
+    def _arrived(self) -> Job | None:
+        """The next job that waits for the thread.
+
+        Raises:
+            queue.Empty: there is none.
+        """
+        return self._inbox.get_nowait()
+
+    def _gather(
+        self, job: Job | None, more: Callable[[], Job | None], deliver: _Deliver
+    ) -> tuple[list[Job], Job | None, bool]:
         """All that waits, up to `max_batch` rows: the batch, the job that did not fit, and whether to end."""
-        batch: list[_Job] = []
+        batch: list[Job] = []
         late: list[_Outcome] = []
         rows = 0
-        held: _Job | None = None
+        held: Job | None = None
         while job is not _STOP:
             if job.future.cancelled():
                 self._settled += len(job.images)
@@ -204,14 +237,14 @@ class Batcher:
                 if rows >= self._max_batch:
                     break
             try:
-                job = self._inbox.get_nowait()
+                job = more()
             except queue.Empty:
                 break
         if late:
-            self._deliver(late, None)
+            deliver(late, None)
         return batch, held, job is _STOP
 
-    def _run(self, batch: list[_Job], rows: int, reason: Reason) -> None:
+    def _run(self, batch: list[Job], rows: int, reason: Reason, deliver: _Deliver) -> None:
         started = time.perf_counter()
         outcomes: list[_Outcome]
         try:
@@ -226,13 +259,13 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - whatever the runtime raises must not end the thread
             outcomes = [self._alone(job, error if len(batch) == 1 else None) for job in batch]
         elapsed = time.perf_counter() - started
-        self._settled += rows
         newest = _NEWEST if self._row_s else 1.0
         self._row_s += newest * (elapsed / rows - self._row_s)
         for job in batch:
             if job.trace is not None:
                 job.trace.submitted, job.trace.inferring, job.trace.inferred = job.since, started, started + elapsed
-        self._deliver(outcomes, Ran(rows, reason, elapsed, tuple(started - job.since for job in batch)))
+        self._settled += rows  # from here on the thread counts as idle
+        deliver(outcomes, Ran(rows, reason, elapsed, tuple(started - job.since for job in batch)))
 
     def _answers(self, images: Images) -> Probabilities:
         answers = self._infer(images)
@@ -240,7 +273,7 @@ class Batcher:
             raise ValueError(f"the model gave {len(answers)} answers to {len(images)} images")
         return answers
 
-    def _alone(self, job: _Job, error: Exception | None) -> _Outcome:
+    def _alone(self, job: Job, error: Exception | None) -> _Outcome:
         """Run one job of a failed batch by itself, so that only the one that fails pays for it."""
         if error is None:
             try:

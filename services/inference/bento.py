@@ -13,7 +13,8 @@ from typing import Any, Final
 from contracts.errors import RequestError
 from services.inference.bodies import Body
 from services.inference.formats import Files, count_of
-from services.inference.models import Model, Models
+from services.inference.model import Model
+from services.inference.models import Models
 from services.inference.variants import Choice
 
 FIELDS: Final = ("top_k", "model")
@@ -32,7 +33,7 @@ class Parts(Files):
             self._top_k = None if top_k is None else str(top_k)
 
     def early(self, models: Models, choice: Choice) -> None:
-        """Nothing can be said before the form is there: the model's name stands in it."""
+        """Nobody can be named before the form is there: the model's name stands in it."""
 
     async def read(self, body: Body) -> None:
         if self._given:

@@ -1,4 +1,4 @@
-"""A connection, below ASGI: what has to be bounded before there is a request to refuse.
+"""A connection, below ASGI: what has to be bounded before there is a request to refuse, and refusals that are cheap.
 
 uvicorn waits for the rest of a head for as long as the client likes, keeps whatever comes until then, and waits at
 its end for clients that never read their answer. BentoML passes no option for any of it, so its choice of protocol
@@ -9,21 +9,34 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from http import HTTPStatus
-from typing import Any, ClassVar, Final
+from math import inf
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from services.inference.backlog import Backlog
+
+if TYPE_CHECKING:
+    from services.inference.refusals import Refusals
 
 MAX_HEAD_BYTES: Final = 65_536
 MAX_HEADERS: Final = 100
 _BODY: Final = (b"content-length", b"transfer-encoding")
+_SWEEP_S: Final = 0.25
+"""Between two looks for connections whose time is over: a timer for each request would cost more."""
 
 
 class Connection(HttpToolsProtocol):
     head_s: ClassVar[float] = 30.0
     """For the head of a request to arrive, and for the rest of a request that is already answered."""
+    backlog: ClassVar[Backlog] = Backlog()
+    refusals: ClassVar[Refusals | None] = None
+    """None: nothing is refused here, as while the service begins and ends."""
     _all: ClassVar[set[Any]] = set()
     """This process' open connections: uvicorn's own set, shared by all of them."""
+    _sweeper: ClassVar[asyncio.TimerHandle | None] = None
 
     @classmethod
     def abort_all(cls) -> None:
@@ -31,32 +44,61 @@ class Connection(HttpToolsProtocol):
         for connection in list(cls._all):
             connection.transport.abort()
 
+    @classmethod
+    def _sweep(cls, loop: asyncio.AbstractEventLoop) -> None:
+        """End the connections whose time is over."""
+        now = loop.time()
+        for connection in list(cls._all):
+            if connection.ends <= now:
+                connection.transport.close()
+        cls._sweeper = loop.call_later(_SWEEP_S, cls._sweep, loop) if cls._all else None
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
         super().connection_made(transport)
         Connection._all = self.connections
         self._moved = False
         self._stray = 0
         self._problem = (HTTPStatus.BAD_REQUEST, "malformed_request", "the request does not follow HTTP/1.1.")
+        self._within = False
+        """A message has begun and is not whole."""
+        self._refused = False
+        """It has been answered from its head, so the rest of it is passed over."""
+        self._last = False
+        """And the connection ends with it."""
+        self._resting = False
+        """All that came has been answered."""
         # A client that says nothing at all is none either.
-        self._timer: asyncio.TimerHandle | None = self.loop.call_later(self.head_s, transport.close)
+        self.ends = self.loop.time() + self.head_s
+        """On the loop's clock: when the connection is closed unless something happens; inf while a request is at work,
+        whose times the application keeps."""
+        if Connection._sweeper is None:
+            Connection._sweep(self.loop)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
+        self.ends = inf
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._moved = False
+        if self.backlog.full and not self._within and self._refuse_piece(data):
+            return
+        if self._resting:
+            self._resting, self.ends = False, inf
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._stop_timer()  # a request is at work, and the application keeps its times
-        elif self._timer is None:
-            self._timer = self.loop.call_later(self.head_s, self.transport.close)
+        if self._answering():
+            self.ends = inf
+        elif self.ends == inf:
+            self.ends = self.loop.time() + self.head_s
         # Heads and trailers have no length; what does not lead to a whole head or to a piece of a body is held by the
         # parser, and copied with each piece that comes.
         self._stray = 0 if self._moved else self._stray + len(data)
         if self._stray > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._too_large(f"more than {MAX_HEAD_BYTES:,} bytes")
             self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        self._within = True
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._moved = True
@@ -68,11 +110,31 @@ class Connection(HttpToolsProtocol):
             detail = "the request asks for another protocol and has a body; leave out the Upgrade field."
             self._problem = (HTTPStatus.BAD_REQUEST, "malformed_request", detail)
             raise ValueError
-        super().on_headers_complete()
+        if not (self.backlog.full and self._refuse_head()):
+            super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._moved = True
-        super().on_body(body)
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._within = False
+        if not self._refused:
+            return super().on_message_complete()
+        self._refused = False
+        return self.transport.close() if self._last else self._rest()
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's, but for its timer, of which it makes one for every answer."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._rest()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words, that name no reason
         status, code, detail = self._problem
@@ -81,12 +143,49 @@ class Connection(HttpToolsProtocol):
         head = f"HTTP/1.1 {status} {status.phrase}\r\ncontent-type: application/problem+json\r\n"
         self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
         self.transport.close()
+        if self.refusals is not None:
+            self.refusals.count(status, code)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self.backlog.take(partial(super()._start_asgi_task, cycle, app))
+
+    def _answering(self) -> bool:
+        """Whether a request is at work here."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _refuse_piece(self, data: bytes) -> bool:
+        """Refuse what came, if it is one whole prediction and all before it has been answered and sent."""
+        if self.refusals is None or self._answering() or self.flow.write_paused:
+            return False
+        answer = self.refusals.of_piece(data, self.server_state.default_headers)
+        if answer is None:
+            return False
+        self.transport.write(answer)
+        self._rest()
+        return True
+
+    def _refuse_head(self) -> bool:
+        """Refuse the prediction whose head has been parsed, likewise; what follows of it is passed over."""
+        if self.refusals is None or self._answering() or self.flow.write_paused:
+            return False
+        if self.parser.get_method() != b"POST" or self.parser.should_upgrade():
+            return False
+        # A client that waits for its "100 Continue" need not send the body after a refusal.
+        keep = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
+        keep = keep and not self.expect_100_continue
+        answer = self.refusals.of_head(self.url, self.headers, self.server_state.default_headers, close=not keep)
+        if answer is None:
+            return False
+        self._refused, self._last = True, not keep
+        self.transport.write(answer)
+        # Ended with a body on its way, the connection is reset, and many a client would not see its answer.
+        if self.expect_100_continue:
+            self.transport.close()
+        return True
+
+    def _rest(self) -> None:
+        self._resting, self.ends = True, self.loop.time() + self.timeout_keep_alive
 
     def _too_large(self, found: str) -> None:
         detail = f"the head of the request has {found}; send fewer or shorter header fields."
         self._problem = (HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large", detail)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts import images
-from contracts.bundle import INPUT, OUTPUT, Bundle
+from contracts.bundle import INPUT, OUTPUT, Bundle, Measured
 from contracts.errors import BundleError, DeviceError, ImageError
 from services.inference import graph, logs, plan
 from services.inference.plan import Plan
@@ -70,6 +70,11 @@ class Engine:
     def precision(self) -> str:
         """Of the graph that answers: fp32, int8 or fp16."""
         return self.plan.precision
+
+    @property
+    def measured(self) -> Measured:
+        """How the graph that answers did on the test images."""
+        return self.bundle.manifest.measured(self.plan.file)
 
     def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probabilities of a batch.

@@ -2,12 +2,16 @@
 
 StrideError
 ├── RequestError
+│   ├── (NotFound)
+│   │   └── UnknownModel     no model has that name, as far as is known here
 │   ├── InvalidTensor        a request of the Open Inference Protocol that is not for this model, or none
 │   ├── MalformedBody        a body that does not follow its own Content-Type
 │   ├── MethodNotAllowed     the address is known, the method is not
 │   ├── SlowBody             the body did not arrive in time
 │   ├── UnknownEncoding      a Content-Encoding that is not unpacked
 │   └── Unauthorized         no API key, or none that is known, where one is asked for
+├── NoModel
+│   └── NotYet               it is not loaded, but it may be a moment later
 ├── Overloaded
 │   └── BodiesFull           no room for a body beside those of the other requests
 └── InferenceFailed          the runtime failed on an image that was fine
@@ -15,7 +19,7 @@ StrideError
 
 from __future__ import annotations
 
-from contracts.errors import Overloaded, RequestError, StrideError
+from contracts.errors import NoModel, NotFound, Overloaded, RequestError, StrideError
 
 
 class InvalidTensor(RequestError):
@@ -40,6 +44,14 @@ class SlowBody(RequestError):
 
 class UnknownEncoding(RequestError):
     status, code = 415, "unknown_encoding"
+
+
+class UnknownModel(NotFound):
+    pass
+
+
+class NotYet(NoModel):
+    pass
 
 
 class BodiesFull(Overloaded):

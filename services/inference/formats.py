@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from contracts.errors import RequestError, TooLarge
 from services.inference import answers
 from services.inference.bodies import Body
-from services.inference.models import Model, Models
+from services.inference.model import Model
+from services.inference.models import Models
 from services.inference.problems import Headers
 from services.inference.variants import Choice
 
@@ -36,9 +37,9 @@ class Format(ABC):
     version: str | None = None
     """The only one that may answer, where the client names it."""
 
-    def early(self, models: Models, choice: Choice) -> None:
-        """Refuse what can be refused before the body is read."""
-        self.find(models, choice)
+    def early(self, models: Models, choice: Choice) -> Model | None:
+        """Refuse what can be refused before the body is read; who would answer, where that is known by then."""
+        return self.find(models, choice)
 
     @abstractmethod
     async def read(self, body: Body) -> None:

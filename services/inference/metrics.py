@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from services.inference import exposition
-from services.inference.batcher import Ran
+from services.inference.batch import Ran
 from services.inference.prediction_log import Reason
 from services.inference.provider import CUDA
 
@@ -18,9 +18,9 @@ SECONDS: Final = (
     *(0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
 ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-SHED: Final = ("queue_full", "would_be_late", "late", "bodies_full")
+SHED: Final = ("queue_full", "would_be_late", "late", "bodies_full", "not_begun")
 """Why a request was answered 429: the places were taken; it would have missed its deadline, and did; no room for its
-body."""
+body; too many waited for the event loop."""
 
 
 class Family:
@@ -140,6 +140,13 @@ class Metrics:
         self.drift.labels(name, "classes").set(-1 if classes is None else classes)
         self.drift.labels(name, "confidence").set(-1 if confidence is None else confidence)
         self.drift_images.labels(name).set(images)
+
+    def refused(self, route: str, status: int, code: str, shed: str | None = None, times: int = 1) -> None:
+        """Requests were answered with an error; `shed` says what was short."""
+        self.errors.labels(code).inc(times)
+        self.requests.labels(route, f"{status // 100}xx").inc(times)
+        if shed is not None:
+            self.shed.labels(shed).inc(times)
 
     def log_dropped(self, reason: Reason, lines: int) -> None:
         self._log_dropped.labels(reason).inc(lines)

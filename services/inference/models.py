@@ -3,89 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from contracts.errors import DeviceError, NoModel, NotFound
-from contracts.registry import CHALLENGER, Rollout
+from contracts.registry import Rollout
 from services.inference import logs
-from services.inference.batcher import Batcher, Images, Probabilities
+from services.inference.batch import Images, Probabilities
 from services.inference.drift import Drift
-from services.inference.engine import Engine
+from services.inference.errors import NotYet, UnknownModel
 from services.inference.metrics import Metrics
+from services.inference.model import Model, Quarantined, slot, unlike
 from services.inference.shadow import Shadow
 from services.inference.store import Served
 from services.inference.variants import Choice, Variant
-
-
-class Model:
-    """One loaded version. A request holds on to the same Model from its first row to its answer."""
-
-    def __init__(self, served: Served, engine: Engine, batcher: Batcher, variant: Variant = "champion") -> None:
-        manifest = engine.bundle.manifest
-        self.served = served
-        self.engine = engine
-        self.batcher = batcher
-        self.variant = variant
-        self.name = served.name
-        self.version = served.version
-        self.promoted_at = served.promoted_at
-        self.loaded_at = time.time()
-        self.spec = manifest.input
-        self.labels = manifest.labels
-        # What every answer repeats is encoded once.
-        self.labels_json = tuple(json.dumps(label) for label in manifest.labels)
-        parts = {"name": self.name, "version": self.version, "provider": engine.provider.name}
-        if variant == "challenger":
-            parts["variant"] = variant
-        self.head_json = f'{{"model": {json.dumps(parts)}, "predictions": ['
-        self.headers = (
-            (b"x-stride-provider", engine.provider.name.encode()),
-            (b"x-stride-version", self.version.encode()),
-            (b"x-stride-variant", variant.encode()),
-        )
-        """Of every answer: which one version gave it."""
-        self.drift: Drift | None = None
-        """None where the bundle does not tell how its test images were answered."""
-
-    def describe(self) -> dict[str, Any]:
-        manifest = self.engine.bundle.manifest
-        return {
-            "version": self.version,
-            "digest": self.served.digest,
-            "provider": self.engine.provider.name,
-            "provider_reason": self.engine.provider.reason,
-            "precision": self.engine.precision,
-            "precision_reason": self.engine.plan.reason,
-            "threads": self.engine.threads,
-            "labels": list(self.labels),
-            "input": manifest.input.model_dump(),
-            "metrics": manifest.metrics,
-            "run_id": manifest.provenance.run_id,
-            "promoted_at": self.promoted_at,
-            "loaded_at": round(self.loaded_at, 3),
-            "load_seconds": round(self.engine.load_s, 3),
-            "golden_difference": self.engine.golden_difference,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Quarantined:
-    """A version that was tried and is not served."""
-
-    name: str
-    version: str
-    reason: str
-    since: float
-    variant: Variant = "champion"
-    step: str = "load"
-    """What it failed at: tags, fetch, verify or load."""
-
-    def describe(self) -> dict[str, Any]:
-        return {"version": self.version, "reason": self.reason, "step": self.step, "since": round(self.since, 3)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +29,6 @@ class _Pair:
     shadow: bool
     note: str | None
     """Why it takes a smaller part than the registry says."""
-
-
-def slot(name: str, variant: Variant) -> str:
-    """What a champion or a challenger is called in metrics and logs; written as the alias is in STRIDE_MODELS."""
-    return name if variant == "champion" else f"{name}@{CHALLENGER}"
 
 
 class Models:
@@ -128,8 +55,9 @@ class Models:
 
         Raises:
             DeviceError: the required device is not there.
-            NoModel: nothing is loaded yet (or not the default, or the one named is in quarantine or missing).
-            NotFound: no model has that name.
+            NotYet: nothing is loaded yet, or not the default, or the registry did not hold it when it was last asked.
+            NoModel: the one named is in quarantine.
+            UnknownModel: no model has that name.
         """
         model = self._champion(name)
         if choice is None or (pair := self._pairs.get(model.name)) is None:
@@ -140,8 +68,8 @@ class Models:
         """The champion or the challenger of that name, whichever has this version.
 
         Raises:
-            DeviceError, NoModel: as `get`.
-            NotFound: no model has that name, or neither has that version.
+            DeviceError, NotYet, NoModel, UnknownModel: as `get`.
+            NotFound: neither has that version.
         """
         champion = self._champion(name)
         for model in (champion, self._challengers.get(champion.name)):
@@ -160,7 +88,7 @@ class Models:
         if failed.variant == "champion" or choice.wish is not None:
             return None
         champion = self._models.get(failed.name)
-        if champion is None or _unlike(champion, failed) is not None:  # it has become another while this one failed
+        if champion is None or unlike(champion, failed) is not None:  # it has become another while this one failed
             return None
         self._metrics.stand_ins.labels(failed.name).inc()
         return champion
@@ -280,21 +208,21 @@ class Models:
         wanted = self._default if name is None else name
         if wanted is None:
             if not self._models:
-                raise NoModel(f"no model is loaded yet{self._why()}; promote one, it is picked up within seconds.")
+                raise NotYet(f"no model is loaded yet{self._why()}; promote one, it is picked up within seconds.")
             return max(self._models.values(), key=lambda model: (model.promoted_at, model.name))
         if (model := self._models.get(wanted)) is not None:
             return model
         if (bad := self._quarantine.get(wanted)) is not None:
             raise NoModel(f"model {wanted!r} has no version that can be served: version {bad.version}: {bad.reason}")
         if (missing := self._missing.get(wanted)) is not None:
-            raise NoModel(f"model {wanted!r} is not served: {missing}.")
+            raise NotYet(f"model {wanted!r} is not served: {missing}.")
         if name is None or not self._models:
-            raise NoModel(f"model {wanted!r} is not loaded yet{self._why()}; promote a version of it.")
-        raise NotFound(f"no model is named {wanted!r}; served are {', '.join(sorted(self._models))}.")
+            raise NotYet(f"model {wanted!r} is not loaded yet{self._why()}; promote a version of it.")
+        raise UnknownModel(f"no model is named {wanted!r}; served are {', '.join(sorted(self._models))}.")
 
     def _watch_drift(self, model: Model, kept: str) -> None:
         publish = partial(self._metrics.drifted, kept)
-        reference = model.engine.bundle.manifest.reference
+        reference = model.engine.measured.reference
         if reference is not None and self._drift_window:
             model.drift = Drift(reference, window=self._drift_window, publish=publish)
         else:
@@ -308,9 +236,9 @@ class Models:
             return
         rollout = self._rollouts.get(name, Rollout())
         percent, shadow, note = rollout.percent, rollout.shadow, rollout.problem
-        if (unlike := _unlike(champion, challenger)) is not None:
+        if (why := unlike(champion, challenger)) is not None:
             # Who sends tensors has made them for the champion, and who reads labels knows the champion's.
-            percent, shadow, note = 0.0, False, f"{unlike}; it answers only who asks for it"
+            percent, shadow, note = 0.0, False, f"{why}; it answers only who asks for it"
         self._pairs[name] = _Pair(challenger, percent, shadow, note)
 
     def _describe_challenger(self, name: str) -> dict[str, Any] | None:
@@ -328,12 +256,3 @@ class Models:
 
     def _why(self) -> str:
         return f" ({self.registry_error.rstrip('.')})" if self.registry_error else ""
-
-
-def _unlike(champion: Model, challenger: Model) -> str | None:
-    """Why the challenger cannot stand in the champion's place, None when it can."""
-    if champion.labels != challenger.labels:
-        return "its labels are not the champion's"
-    if champion.spec != challenger.spec:
-        return "its input is not the champion's"
-    return None

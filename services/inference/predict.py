@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -16,10 +17,11 @@ from contracts.errors import Overloaded
 from services.inference import tracing
 from services.inference.bodies import Bodies, ClientGone, Receive, Scope
 from services.inference.decoding import Decoder
-from services.inference.errors import InferenceFailed
+from services.inference.errors import InferenceFailed, NotYet, UnknownModel
 from services.inference.formats import Files, Format, Sent, check_images
 from services.inference.metrics import Metrics
-from services.inference.models import Model, Models
+from services.inference.model import Model
+from services.inference.models import Models
 from services.inference.prediction_log import PredictionLog
 from services.inference.settings import Settings
 from services.inference.variants import Choice, choose
@@ -35,9 +37,18 @@ class Predictor:
     """Answers predictions on the event loop; holds what they share."""
 
     def __init__(
-        self, settings: Settings, models: Models, metrics: Metrics, *, decoders: int, log: PredictionLog | None = None
+        self,
+        settings: Settings,
+        models: Models,
+        metrics: Metrics,
+        *,
+        decoders: int,
+        log: PredictionLog | None = None,
+        ask: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """`ask` has the registry looked at once more, and returns when what it names is loaded or refused."""
         self._settings = settings
+        self._ask = ask
         self._log = log
         self._models = models
         self._metrics = metrics
@@ -58,12 +69,22 @@ class Predictor:
         started = time.perf_counter()
         form = form or Files(None, scope["query_string"])
         choice = choose(scope["headers"])
-        form.early(self._models, choice)
+        try:
+            asked = form.early(self._models, choice)
+        except (NotYet, UnknownModel) as error:
+            await self._look_again(error)
+            asked = form.early(self._models, choice)
+        if asked is not None and asked.variant == "champion":  # nobody would stand in for it
+            asked.batcher.check(1, within_s=self._settings.deadline_s)
         with self.bodies.arriving(scope, receive) as body:
             await form.read(body)
             expires = time.perf_counter() + self._settings.deadline_s
             # Looked up again: the champion may have moved while the body came in. From here on it is this version.
-            model = form.find(self._models, choice)
+            try:
+                model = form.find(self._models, choice)
+            except (NotYet, UnknownModel) as error:
+                await self._look_again(error)
+                model = form.find(self._models, choice)
             if form.version is not None:
                 choice = replace(choice, wish=model.variant)  # asked for by number, no other may stand in for it
             with model.batcher.kept():
@@ -134,6 +155,17 @@ class Predictor:
 
     def close(self) -> None:
         self._decoder.close()
+
+    async def _look_again(self, error: NotYet | UnknownModel) -> None:
+        """Have the registry asked for a model that this worker has not heard of; `error` where that cannot help.
+
+        Several workers hear of a first promotion one after the other, and a client of the first soon asks the next.
+        """
+        if self._ask is None or self._models.registry_error is not None:
+            raise error
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.deadline_s):
+                await self._ask()
 
     async def _aside(self, receive: Receive, expires: float, work: Callable[[], T]) -> T:
         future = asyncio.get_running_loop().run_in_executor(self._decoder.pool, work)

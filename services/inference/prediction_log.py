@@ -15,10 +15,8 @@ import base64
 import json
 import os
 import random
-import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -30,6 +28,7 @@ from numpy.typing import NDArray
 
 from contracts.images import encode_png
 from services.inference import logs
+from services.inference.outbox import Outbox
 
 Reason = Literal["queue_full", "not_written"]
 
@@ -58,7 +57,6 @@ class _Predicted:
     """One answered request."""
 
     at: float
-    size: int
     request_id: str
     trace_id: str
     model: Answering
@@ -69,7 +67,7 @@ class _Predicted:
 
 
 class PredictionLog:
-    """`offer` belongs to the event loop and never waits; everything else happens in the writer's thread.
+    """`offer` belongs to the event loop and never waits; everything else happens in the outbox's thread.
 
     Args:
         directory: is made when it is not there.
@@ -95,17 +93,20 @@ class PredictionLog:
         self._max_bytes = max_bytes
         self._written = written
         self._dropped = dropped
-        self._waiting: deque[_Predicted] = deque()
-        self._offered = 0  # bytes, counted by the loop alone,
-        self._taken = 0  # and by the thread alone: neither needs a lock
-        self._wake = threading.Event()
-        self._closing = False
         self._file: int | None = None
         self._size = 0
         self._number = 0
         self._retry_at = 0.0
-        self._thread = threading.Thread(target=self._work, name="prediction-log", daemon=True)
-        self._thread.start()
+        self._outbox: Outbox[_Predicted] = Outbox(
+            "prediction-log",
+            self._drain,
+            most=_QUEUE,
+            most_bytes=_QUEUE_BYTES,
+            pause_s=_PAUSE_S,
+            soon=_QUEUE // 2,
+            begin=self._make,
+            end=self._leave,
+        )
 
     def offer(
         self,
@@ -125,50 +126,31 @@ class PredictionLog:
         """
         if random.random() >= self._sample:
             return
-        size = images.nbytes + sum(map(len, sent))
-        if len(self._waiting) >= _QUEUE or self._offered - self._taken + size > _QUEUE_BYTES:
-            self._dropped("queue_full", len(images))
-            return
-        self._offered += size
         ids = logs.request_id.get(), logs.trace_id.get()
-        self._waiting.append(_Predicted(time.time(), size, *ids, model, sent, images, probabilities, seconds))
-        if len(self._waiting) == _QUEUE // 2:
-            self._wake.set()
+        predicted = _Predicted(time.time(), *ids, model, sent, images, probabilities, seconds)
+        if not self._outbox.put(predicted, images.nbytes + sum(map(len, sent))):
+            self._dropped("queue_full", len(images))
 
     def close(self, within_s: float = 1.0) -> None:
         """Write what is left, as far as that goes in the time."""
-        self._closing = True
-        self._wake.set()
-        self._thread.join(within_s)
+        self._outbox.close(within_s)
 
-    def _work(self) -> None:
+    def _make(self) -> None:
         try:  # a directory that cannot be had is told of at the start
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             self._failed(error)
-        ending = False
-        while not ending:
-            ending = self._closing  # before the last look, so that nothing is left behind
-            if not ending:
-                self._wake.wait(_PAUSE_S)
-                self._wake.clear()
-            while self._waiting:
-                try:
-                    self._drain()
-                except Exception as error:  # noqa: BLE001 - one odd answer must not end the log for good
-                    logs.failure("prediction_not_logged", error)
-        self._leave()
 
-    def _drain(self) -> None:
+    def _drain(self, waiting: Iterator[_Predicted]) -> None:
         lines: list[bytes] = []
         size = 0
         # Some at a time: so that a file ends where it should, and images are not held for long.
-        while self._waiting and size < min(self._max_bytes // _FILES, 64 * 1024):
-            predicted = self._waiting.popleft()
-            self._taken += predicted.size
+        for predicted in waiting:
             new = self._lines(predicted)
             lines += new
             size += sum(map(len, new))
+            if size >= min(self._max_bytes // _FILES, 64 * 1024):
+                break
         if time.monotonic() < self._retry_at:
             self._dropped("not_written", len(lines))
             return

@@ -17,7 +17,7 @@ alone. A code never changes its meaning; these are all:
 | not_an_image | 415 | the bytes are no still JPEG, PNG, WebP, BMP or GIF | send one of them |
 | unknown_encoding | 415 | a Content-Encoding that is not unpacked | send gzip, deflate or none |
 | invalid_request | 422 | a parameter, a header or the name of a part is wrong | see /docs |
-| overloaded | 429 | the queue is full, or the deadline passed | come again after Retry-After |
+| overloaded | 429 | too many wait already, or the deadline passed | come again after Retry-After |
 | head_too_large | 431 | more or longer header fields than the limit | send fewer |
 | internal_error | 500 | our own fault | look for the X-Request-ID in the log |
 | inference_failed | 500 | the model failed on an image that was fine | look for the X-Request-ID in the log |

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from contracts.errors import Overloaded
-from services.inference.batcher import Images, Probabilities
+from services.inference.batch import Images, Probabilities
 from services.inference.metrics import Metrics
 
 if TYPE_CHECKING:
-    from services.inference.models import Model
+    from services.inference.model import Model
 
 
 class Shadow:
@@ -51,7 +51,7 @@ class Shadow:
         return None
 
     def _ask(self, champion: Model, challenger: Model, images: Images, probabilities: Probabilities) -> None:
-        future = challenger.batcher.submit(images, expires=math.inf)
+        future = challenger.batcher.submit(images, expires=math.inf, aside=True)
         future.add_done_callback(partial(self._compare, champion, challenger, probabilities))
 
     def _compare(

@@ -1,5 +1,7 @@
 """BentoML's supervisor, circus, made to notice a dead worker at once: by itself it looks every ten seconds.
 
+And made to stop listening when it ends, not after its workers have.
+
 That time is a constant in BentoML, and a shorter one would raise a conflict in circus whenever a look falls into
 another command. The kernel tells a process when its child ends, so nothing needs to be looked for.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import signal
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 _PAUSE_S: Final = 0.5
 """Before the new worker is started: one that dies at its start is not to be started as fast as it dies."""
@@ -24,9 +26,18 @@ def notice_dead_workers() -> None:
         def start(self) -> None:
             super().start()
             signal.signal(signal.SIGCHLD, self._told)
+            self._circus_ends: Any = signal.getsignal(signal.SIGTERM)
+            signal.signal(signal.SIGTERM, self._end)
 
         def _told(self, _number: int, _frame: FrameType | None) -> None:
             self.loop.add_callback_from_signal(self.loop.call_later, _PAUSE_S, self._replace)
+
+        def _end(self, number: int, frame: FrameType | None) -> None:
+            # The workers go on taking connections for a moment. Were the socket still open here when they have closed
+            # it, the kernel would go on as well, for nobody: a request on such a connection would be lost.
+            for listening in self.arbiter.sockets.values():
+                listening.close()
+            self._circus_ends(number, frame)
 
         def _replace(self) -> None:
             try:

@@ -11,15 +11,15 @@ from __future__ import annotations
 import os
 import random
 import re
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from services.inference import logs
+from services.inference.outbox import Outbox
 
 _TRACEPARENT: Final = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 _QUEUE: Final = 2048
@@ -121,12 +121,8 @@ class Tracer:
         self._ratio = ratio
         self._follow = follow
         self._dropped = dropped
-        self._ended: deque[Ended] = deque()
-        self._wake = threading.Event()
-        self._closing = False
         self._failing = False
-        self._thread = threading.Thread(target=self._work, name="traces", daemon=True)
-        self._thread.start()
+        self._outbox: Outbox[Ended] = Outbox("traces", self._send, most=_QUEUE, pause_s=_PAUSE_S, soon=_BATCH)
 
     def begin(self, headers: Raw) -> Trace:
         """The caller's trace, or a new one."""
@@ -141,30 +137,15 @@ class Tracer:
         """Hand over an answered request. Never waits."""
         if not trace.sampled:
             return
-        if len(self._ended) >= _QUEUE:
+        if not self._outbox.put(Ended(trace, method, path, started, time.perf_counter())):
             self._dropped(1)
-            return
-        self._ended.append(Ended(trace, method, path, started, time.perf_counter()))
-        if len(self._ended) == _BATCH:
-            self._wake.set()
 
     def close(self, within_s: float = 1.0) -> None:
         """Send what is left, as far as that goes in the time."""
-        self._closing = True
-        self._wake.set()
-        self._thread.join(within_s)
+        self._outbox.close(within_s)
 
-    def _work(self) -> None:
-        ending = False
-        while not ending:
-            ending = self._closing  # before the last look, so that nothing is left behind
-            if not ending:
-                self._wake.wait(_PAUSE_S)
-                self._wake.clear()
-            while self._ended:
-                self._send([self._ended.popleft() for _ in range(min(_BATCH, len(self._ended)))])
-
-    def _send(self, ended: list[Ended]) -> None:
+    def _send(self, waiting: Iterator[Ended]) -> None:
+        ended = list(islice(waiting, _BATCH))
         try:
             self._export(ended)
         except Exception as error:  # noqa: BLE001 - a collector that is away must cost nothing but its spans

@@ -17,17 +17,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from contracts.bundle import Bundle
 from contracts.errors import BundleError, DeviceError, RegistryError, StrideError
 from contracts.registry import BUNDLE_DIGEST, BUNDLE_URI, Quarantine, Rollout
 from services.inference import logs
 from services.inference import provider as providers
-from services.inference.batcher import Batcher, Ran
+from services.inference.batch import Ran
+from services.inference.batcher import Batcher
 from services.inference.engine import Engine
 from services.inference.metrics import Metrics
-from services.inference.models import Model, Models, Quarantined, slot
+from services.inference.model import Model, Quarantined, slot
+from services.inference.models import Models
 from services.inference.provider import Provider
 from services.inference.registry import Registered, Registry, Wanted, shown
 from services.inference.settings import Settings
@@ -36,6 +38,10 @@ from services.inference.variants import Variant
 
 Step = Literal["tags", "fetch", "verify", "load"]
 """What a version can fail at; loading includes the warm-up and the golden images."""
+
+
+_AT_ONCE_S: Final = 0.0005
+"""A run of the graph that may hold up the event loop: some five times what a hop to a thread and back costs it."""
 
 
 @dataclass(slots=True)
@@ -66,6 +72,13 @@ class Watcher:
         self._step: Step = "tags"
         self._away = False
         self._stop = threading.Event()
+        self._wake = threading.Event()
+        """Ends the pause between two looks."""
+        self._begun = 0
+        """Looks at the registry, counted by the thread."""
+        self._ended = 0
+        """Of them, counted by the loop."""
+        self._one_ended = asyncio.Event()
         self.restored = asyncio.Event()
         """What the store holds is served, or refused; where it holds nothing, what the registry named first."""
         # A daemon: a download that hangs must not hold up the end of the process.
@@ -76,6 +89,14 @@ class Watcher:
 
     def stop(self) -> None:
         self._stop.set()
+        self._wake.set()
+
+    async def look_again(self) -> None:
+        """Wait for a look at the registry that has not begun yet; what it finds is served or refused by then."""
+        wanted = self._begun + 1
+        self._wake.set()
+        while self._ended < wanted:
+            await self._one_ended.wait()
 
     def _work(self) -> None:
         try:
@@ -89,11 +110,24 @@ class Watcher:
         logs.info("provider_chosen", provider=provider.name, reason=provider.reason)
         self._guarded(partial(self._start_from_store, provider))
         if not self._served:
-            self._guarded(partial(self._follow, provider))
+            self._look(provider)
         self._tell(self.restored.set)
         while not self._stop.is_set():
-            self._guarded(partial(self._follow, provider))
-            self._stop.wait(self._settings.poll_s)
+            self._look(provider)
+            # Who asks for the next look has it sooner, but made-up names must not keep the registry busy.
+            self._stop.wait(self._settings.poll_s / 4)
+            self._wake.wait(self._settings.poll_s * 3 / 4)
+
+    def _look(self, provider: Provider) -> None:
+        self._wake.clear()  # before the look is counted: who asks in between gets one more, not one less
+        self._begun += 1
+        self._guarded(partial(self._follow, provider))
+        self._tell(partial(self._end_look, self._begun))
+
+    def _end_look(self, number: int) -> None:
+        self._ended = number
+        ended, self._one_ended = self._one_ended, asyncio.Event()
+        ended.set()
 
     def _guarded(self, step: Callable[[], None]) -> None:
         try:
@@ -270,6 +304,8 @@ class Watcher:
             queue_rows=settings.queue_rows,
             on_batch=observe,
             name=f"infer-{kept}",
+            # On CUDA each thread that runs a graph has libraries to open and memory of its own.
+            at_once_s=_AT_ONCE_S if provider.name == providers.CPU else 0.0,
         )
         _settle_memory()
         self._served[kept] = served

@@ -19,6 +19,8 @@ CONTRACT = {
     errors.DataError: (422, 1, "invalid_data"),
     errors.DeviceError: (503, 1, "device_unavailable"),
     errors.FitError: (500, 1, "fit_failed"),
+    errors.Diverged: (500, 1, "fit_diverged"),
+    errors.AlreadyFitting: (409, 2, "already_fitting"),
     errors.ExportError: (500, 1, "export_failed"),
     errors.BundleError: (500, 1, "invalid_bundle"),
     errors.RegistryError: (503, 1, "registry_unavailable"),

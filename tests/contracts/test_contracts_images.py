@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from contracts.errors import ImageError, NotAnImage, TooLarge
 from contracts.images import ImageSpec, decode, encode_png
@@ -182,6 +182,23 @@ def test_each_exif_orientation_is_applied(orientation: int) -> None:
     expected = ORIENTATIONS[orientation](PATTERN)
     array = decode(_bytes(_gray(), "PNG", exif=exif), _spec(*expected.shape))
     np.testing.assert_array_equal(array[:, :, 0], expected)
+
+
+def test_an_orientation_is_found_wherever_pillow_finds_one() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = PngImagePlugin.PngInfo()
+    profile.add_text("Raw profile type exif", f"\nexif\n{len(exif.tobytes()):8}\n{exif.tobytes().hex()}\n")
+    xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    packet = PngImagePlugin.PngInfo()
+    packet.add_itxt("XML:com.adobe.xmp", xmp)
+    turned = ORIENTATIONS[6](PATTERN)
+    for name, data in {
+        "a profile in a text": _bytes(_gray(), "PNG", pnginfo=profile),
+        "XMP in a PNG": _bytes(_gray(), "PNG", pnginfo=packet),
+        "XMP in a WebP": _bytes(_gray(), "WEBP", xmp=xmp.encode(), lossless=True),
+    }.items():
+        np.testing.assert_array_equal(decode(data, _spec(*turned.shape)), turned[:, :, np.newaxis], err_msg=name)
 
 
 def test_exif_orientation_is_applied_to_a_jpeg_too() -> None:

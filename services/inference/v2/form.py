@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from services.inference.bodies import Body
 from services.inference.errors import MalformedBody
 from services.inference.formats import Aside, Format, Sent
-from services.inference.models import Model, Models
+from services.inference.model import Model
+from services.inference.models import Models
 from services.inference.v2 import response, tensors, unpack
 from services.inference.v2.request import Request, parse
 from services.inference.variants import Choice
@@ -34,7 +35,7 @@ class Tensors(Format):
         # Without JSON there is nothing that could ask for outputs: they come in binary, as the input did.
         self._request = Request(None, (), (), binary=True)
 
-    def early(self, models: Models, choice: Choice) -> None:
+    def early(self, models: Models, choice: Choice) -> Model:
         for key, value in self._sent_headers:
             if key == _LENGTH:
                 if not (value.isdigit() and len(value) < 16):
@@ -43,7 +44,7 @@ class Tensors(Format):
                 self._json_bytes = int(value)
             elif key == b"content-encoding":
                 self._packed = unpack.check(value)
-        self.find(models, choice)
+        return self.find(models, choice)
 
     async def read(self, body: Body) -> None:
         if self._json_bytes == 0 and body.content_type.startswith(b"application/json"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from services.inference.models import Model
+from services.inference.model import Model
 
 IMAGES: Final = "images"
 IMAGE: Final = "image"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.inference.errors import InferenceFailed, InvalidTensor
-from services.inference.models import Model
+from services.inference.model import Model
 from services.inference.v2.metadata import LABELS, PROBABILITIES
 from services.inference.v2.request import Output, Request
 

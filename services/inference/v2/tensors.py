@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from services.inference.errors import InvalidTensor
 from services.inference.formats import Sent, check_images
-from services.inference.models import Model
+from services.inference.model import Model
 from services.inference.v2.metadata import IMAGE, IMAGES
 from services.inference.v2.request import Input
 

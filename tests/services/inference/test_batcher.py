@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from contracts.errors import Overloaded
-from services.inference.batcher import Batcher, Ran
+from services.inference.batch import Ran
+from services.inference.batcher import Batcher
 from services.inference.errors import InferenceFailed
 
 Rows = NDArray[Any]
@@ -80,21 +81,30 @@ async def live(batcher: Batcher, number: int, fate: Fate, rows: int) -> None:
         assert (await asked).tolist() == [[2 * number]] * rows
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_ten_thousand_questions_each_get_their_own_answer_whatever_happens_to_the_others(seed: int) -> None:
+@pytest.mark.parametrize(("seed", "at_once_s"), [(0, 0.0), (1, 0.0), (2, 0.0), (3, 0.01), (4, 60.0)])
+def test_ten_thousand_questions_each_get_their_own_answer_whatever_happens_to_the_others(
+    seed: int, at_once_s: float
+) -> None:
     rng = np.random.default_rng(seed)
     count = 10_000
     fates: list[Fate] = rng.choice(get_args(Fate), size=count, p=(0.7, 0.05, 0.1, 0.1, 0.05)).tolist()
     sizes = rng.integers(1, 5, size=count).tolist()
     computed: list[int] = []
+    threads: set[int] = set()
+    alone = threading.Lock()
 
     def infer(batch: Rows) -> Rows:
-        computed.extend(batch[:, 0, 0, 0].tolist())
-        return echo(batch)
+        assert alone.acquire(blocking=False)
+        try:
+            threads.add(threading.get_ident())
+            computed.extend(batch[:, 0, 0, 0].tolist())
+            return echo(batch)
+        finally:
+            alone.release()
 
     async def body(make: Callable[..., Batcher]) -> None:
         ran: list[Ran] = []
-        batcher = make(infer, on_batch=ran.append)
+        batcher = make(infer, on_batch=ran.append, at_once_s=at_once_s)
         numbers = iter(range(1, count))
 
         async def client() -> None:
@@ -109,8 +119,63 @@ def test_ten_thousand_questions_each_get_their_own_answer_whatever_happens_to_th
         assert batcher._submitted == batcher._settled  # and nothing is left behind the answers either
 
     run(body)
+    assert at_once_s < 1 or len(threads) == 2
     numbers = [abs(number) for number in computed]
     assert not {number for number in numbers if fates[number] == "expired"}
+
+
+def test_what_is_quick_is_run_on_the_loop_together_with_all_that_came_beside_it_and_all_else_in_the_thread() -> None:
+    here = threading.get_ident()
+    runs: list[tuple[bool, int]] = []
+
+    def infer(batch: Rows) -> Rows:
+        runs.append((threading.get_ident() == here, len(batch)))
+        return echo(batch)
+
+    async def body(make: Callable[..., Batcher]) -> None:
+        batcher = make(infer, at_once_s=1.0)
+        await ask(batcher, question(1))  # how quick it is, nobody knows yet
+        await asyncio.gather(*(ask(batcher, question(number)) for number in range(20)))
+        batcher._row_s = 0.3
+        await asyncio.gather(*(ask(batcher, question(number)) for number in range(4)))
+        batcher._row_s = 0.0001
+        batcher.admit(1)
+        await batcher.submit(question(1), expires=float("inf"), aside=True)
+        batcher.release(1)
+
+    run(body)
+    assert runs[:3] == [(False, 1), (True, 16), (True, 4)]
+    assert {on_the_loop for on_the_loop, _ in runs[3:]} == {False}
+
+
+def test_nothing_is_run_on_the_loop_while_the_thread_runs() -> None:
+    busy, go, here = threading.Event(), threading.Event(), threading.get_ident()
+    ran_here: list[bool] = []
+
+    def infer(batch: Rows) -> Rows:
+        ran_here.append(threading.get_ident() == here)
+        if batch[0, 0, 0, 0] == 7:
+            busy.set()
+            go.wait(20)
+        return echo(batch)
+
+    async def body(make: Callable[..., Batcher]) -> None:
+        batcher = make(infer, at_once_s=1.0)
+        await ask(batcher, question(1))
+        near = asyncio.ensure_future(ask(batcher, question(2)))
+        await asyncio.sleep(0)  # it waits for the end of this round, when something comes to the thread
+        batcher.admit(1)
+        long = batcher.submit(question(7), expires=float("inf"), aside=True)
+        busy.wait(20)
+        later = asyncio.ensure_future(ask(batcher, question(3)))
+        await asyncio.sleep(0.01)
+        assert [near.done(), later.done()] == [False, False]
+        go.set()
+        assert [(await one).tolist() for one in (near, later, long)] == [[[4]], [[6]], [[14]]]
+        batcher.release(1)
+
+    run(body)
+    assert not any(ran_here)
 
 
 def test_a_model_that_answers_another_number_of_rows_answers_nobody() -> None:

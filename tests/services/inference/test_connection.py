@@ -129,6 +129,33 @@ def test_what_is_no_http_is_told_as_a_problem(served: Any) -> None:
     assert json.loads(body).keys() == {"type", "title", "status", "detail", "code"}
 
 
+def test_what_is_refused_below_the_application_is_counted_as_an_error(impatient: Any) -> None:
+    for sent in (b"no HTTP\r\n\r\n", HEAD + b"".join(b"X-%d: a\r\n" % number for number in range(200)) + b"\r\n"):
+        with connect(impatient.url) as client:
+            client.sendall(sent)
+            until_closed(client)
+    found = httpx.get(f"{impatient.url}/metrics").text
+    for code in ("malformed_request", "head_too_large"):
+        assert f'stride_errors_total{{code="{code}"}} 1.0' in found
+    assert 'stride_http_requests_total{route="other",status="4xx"} 2.0' in found
+
+
+def test_a_kept_connection_is_closed_when_it_rests_and_not_while_it_is_used(impatient: Any) -> None:
+    with connect(impatient.url) as client:
+        began = time.monotonic()
+        while time.monotonic() < began + 3:  # far longer than a head may take
+            client.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(PNG) + PNG)
+            received = b""
+            while not received.endswith(b"]}]}"):  # of the JSON
+                received += (more := client.recv(65536))
+                assert more, received
+            assert received.startswith(b"HTTP/1.1 200 ")
+            time.sleep(0.2)
+        rested = time.monotonic()
+        assert until_closed(client) == b""
+        assert 2 < time.monotonic() - rested < 15
+
+
 def test_a_client_that_never_reads_its_answers_does_not_hold_up_the_end(
     start_service: Callable[..., Any], tiny: Any, tmp_path: Path
 ) -> None:

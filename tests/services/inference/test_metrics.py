@@ -18,14 +18,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 from contracts.errors import Overloaded
 from services.inference import errors, exposition
 from services.inference.app import Application
-from services.inference.batcher import Ran
+from services.inference.batch import Ran
 from services.inference.metrics import SECONDS, SHED, Metrics
 from services.inference.models import Models
 
 WORKER = """
 import os
 from services.inference.metrics import Metrics
-from services.inference.batcher import Ran
+from services.inference.batch import Ran
 metrics = Metrics()
 metrics.serves("shapes", "1", "CPUExecutionProvider", "fp32")
 metrics.drifted("shapes", 0.5, 0.7, 900)

@@ -61,11 +61,24 @@ def slow_service(start_service: Callable[..., Any], tiny: Any, tmp_path: Path) -
     return service
 
 
+@pytest.fixture
+def quick_service(start_service: Callable[..., Any], tiny: Any, tmp_path: Path) -> Any:
+    """The tiny graph, which costs nothing: it is the event loop that cannot do more."""
+    service = start_service(stored={"shapes": tiny(1).bundle(tmp_path / "b")}, STRIDE_THREADS="1")
+    service.wait()
+    return service
+
+
 def load(service: Any, *arguments: object) -> dict[str, Any]:
+    """What the client found, and `cpu_s`, the service's CPU seconds for each good answer."""
     command = [sys.executable, str(CLIENT), str(service.port), *map(str, arguments)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    found: dict[str, Any] = json.loads(ended.stdout)
-    return found
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == "ready\n"
+        before = cpu_seconds(service)
+        told, _ = client.communicate("go\n", timeout=60)
+    found: dict[str, Any] = json.loads(told)
+    return {**found, "cpu_s": (cpu_seconds(service) - before) / len(found["latencies"]["200"])}
 
 
 def cpu_seconds(service: Any) -> float:
@@ -85,14 +98,12 @@ def test_at_twice_the_capacity_the_goodput_stays_and_the_rest_is_refused_at_once
     told_when = 0
     # In turns: what else runs on this machine comes and goes.
     for _ in range(ROUNDS):
-        before = cpu_seconds(slow_service)
         closed = load(slow_service, "closed", 16, SECONDS)
         peaks.append(closed["good"] / SECONDS)
-        peak_cost.append((cpu_seconds(slow_service) - before) / len(closed["latencies"]["200"]))
-        before = cpu_seconds(slow_service)
+        peak_cost.append(closed["cpu_s"])
         found = load(slow_service, "open", 2 * max(peaks), SECONDS)
         good.append(found["good"] / SECONDS)
-        cost.append((cpu_seconds(slow_service) - before) / len(found["latencies"]["200"]))
+        cost.append(found["cpu_s"])
         assert found["latencies"].keys() <= {"200", "429"}
         told_when += found["told_when"]
         answered += found["latencies"]["200"]
@@ -109,6 +120,32 @@ def test_at_twice_the_capacity_the_goodput_stays_and_the_rest_is_refused_at_once
     metrics = httpx.get(f"{slow_service.url}/metrics").text
     assert 'stride_errors_total{code="overloaded"}' in metrics
     assert "stride_requests_in_flight 0.0" in metrics
+
+
+def test_where_the_event_loop_is_the_limit_the_goodput_stays_as_well(quick_service: Any, tmp_path: Path) -> None:
+    picture = np.random.default_rng(1).integers(0, 2, size=(127, 127, 1), dtype=np.uint8) * 255
+    (tmp_path / "picture.png").write_bytes(encode_png(picture))  # decoded on the loop, as it is small
+    peaks: list[float] = []
+    kept: list[float] = []
+    refused: list[float] = []
+    answered: list[float] = []
+    for _ in range(ROUNDS):
+        closed = load(quick_service, "closed", 32, SECONDS, tmp_path / "picture.png")
+        assert closed["latencies"].keys() == {"200"}
+        peaks.append(closed["good"] / SECONDS)
+        found = load(quick_service, "open", 2 * max(peaks), SECONDS, tmp_path / "picture.png")
+        assert found["latencies"].keys() <= {"200", "429"}
+        assert found["told_when"] == len(found["latencies"].get("429", []))
+        kept.append(found["good"] / closed["good"])
+        answered += found["latencies"]["200"]
+        refused += found["latencies"].get("429", [])
+    assert refused
+    # 90 % is the promise, on a machine of one's own; with nothing refused here it is 50 to 60.
+    assert max(kept) >= 0.85, kept
+    assert statistics.median(kept) >= 0.75, kept
+    assert statistics.median(refused) < 0.1
+    assert statistics.median(answered) < DEADLINE_S
+    assert load(quick_service, "closed", 1, 0.5)["latencies"].keys() == {"200"}
 
 
 def answer(client: socket.socket) -> bytes:

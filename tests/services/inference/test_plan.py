@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from numpy.typing import NDArray
 
 from contracts import bundle as bundles
 from contracts import cpu
-from contracts.bundle import Bundle, Serving, Session
+from contracts.bundle import Bundle, Measured, Reference, Serving, Session
 from contracts.errors import BundleError
+from services.inference.batcher import Batcher
 from services.inference.engine import Engine
+from services.inference.model import Model
 from services.inference.plan import choose
 from services.inference.provider import CPU, CUDA, Provider
+from services.inference.store import Served
 
 Images = Callable[[int], NDArray[np.uint8]]
 ON_CPU = Provider(CPU, "a test")
@@ -117,6 +121,35 @@ def test_threads_are_capped_by_the_tuning_but_not_against_what_was_set(
     known = tuned(tiny, make_image, tmp_path, session=Session(threads=2))
     assert [load(known, threads=n).threads for n in (1, 2, 3)] == [1, 2, 2]
     assert load(known, threads=3, all_threads=True).threads == 3
+
+
+def test_what_is_told_of_a_model_is_of_the_graph_that_answers(
+    tiny: Any, make_image: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = tuned(tiny, make_image, tmp_path, exact_int8=True)
+    plain = Measured(metrics={"test/accuracy": 0.95}, reference=counts(50))
+    manifest = known.manifest.model_copy(update={"plain": plain, "reference": counts(40)})
+    both = bundles.write(tmp_path / "both", manifest, {name: known.read(name) for name in known.manifest.files})
+
+    def told(bundle: Bundle) -> tuple[float | None, Reference | None]:
+        async def describe() -> tuple[float | None, Reference | None]:
+            engine = load(bundle)
+            batcher = Batcher(engine.infer, loop=asyncio.get_running_loop(), max_batch=4, queue_rows=8)
+            model = Model(Served("shapes", "1", bundle.digest, 1), engine, batcher)
+            batcher.close()
+            return model.describe()["metrics"].get("test/accuracy"), engine.measured.reference
+
+        return asyncio.run(describe())
+
+    assert told(both) == (0.9, counts(40))
+    monkeypatch.setattr(cpu, "lacks_int8", lambda: "this test has no VNNI instructions")
+    assert told(both) == (0.95, counts(50))
+    assert told(known) == (None, None)  # rather than another graph's
+
+
+def counts(first: int) -> Reference:
+    """Of a hundred test images."""
+    return Reference(classes=(first, 100 - first, 0), edges=(0.5,), confidence=(50, 50))
 
 
 def test_options_of_the_session_are_taken_from_the_bundle(tiny: Any, make_image: Images, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,7 +101,7 @@ def test_the_sample_is_of_the_size_that_was_asked_for(tmp_path: Path) -> None:
     log = counts.made(tmp_path, sample=0.2)
     for _ in range(1000):
         offer(log)
-        while len(log._waiting) > 200:
+        while len(log._outbox) > 200:
             time.sleep(0.01)
     log.close(10)
     assert 2 * 130 < counts.written < 2 * 270
@@ -116,7 +116,7 @@ def test_files_are_rotated_and_the_oldest_removed(tmp_path: Path) -> None:
     log = counts.made(tmp_path, max_bytes=80_000)
     for _ in range(400):  # some 300 kB
         offer(log)
-        while len(log._waiting) > 32:
+        while len(log._outbox) > 32:
             time.sleep(0.01)
     log.close(10)
     files = sorted(tmp_path.iterdir())
@@ -144,9 +144,9 @@ def test_what_the_writer_cannot_keep_up_with_is_dropped_and_counted(
     counts, go = Counts(), threading.Event()
     drain = PredictionLog._drain
 
-    def slow(log: PredictionLog) -> None:
+    def slow(log: PredictionLog, waiting: Iterator[Any]) -> None:
         go.wait(20)
-        drain(log)
+        drain(log, waiting)
 
     monkeypatch.setattr(PredictionLog, "_drain", slow)
     log = counts.made(tmp_path)
@@ -181,7 +181,7 @@ for _ in range(20):
     log.offer(model, [b"x"] * 7, np.zeros((7, 2, 2, 1), np.uint8), np.full((7, 2), 0.5, np.float32), 0.1)
     time.sleep(0.02)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))  # there is room again
-while log._waiting:
+while len(log._outbox):
     time.sleep(0.01)
 log.offer(model, [b"last"], np.zeros((1, 2, 2, 1), np.uint8), np.full((1, 2), 0.5, np.float32), 0.1)
 log.close(10)

@@ -23,7 +23,8 @@ from services.inference.batcher import Batcher
 from services.inference.engine import Engine
 from services.inference.keys import Keys
 from services.inference.metrics import Metrics
-from services.inference.models import Model, Models
+from services.inference.model import Model
+from services.inference.models import Models
 from services.inference.predict import Predictor
 from services.inference.provider import CPU, Provider
 from services.inference.settings import Settings
@@ -33,7 +34,7 @@ PNG = encode_png(np.zeros((8, 8, 1), dtype=np.uint8))
 OF_THE_CONNECTION = {"malformed_request", "head_too_large"}
 OF_V2 = {"invalid_tensor", "unknown_encoding"}
 NOT_ANSWERED = {"invalid_recipe", "invalid_data", "fit_failed", "export_failed", "invalid_bundle", "gate_refused"}
-NOT_ANSWERED |= {"registry_unavailable"}
+NOT_ANSWERED |= {"registry_unavailable", "already_fitting", "fit_diverged"}
 
 
 def table() -> dict[str, int]:

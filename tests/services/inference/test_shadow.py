@@ -17,7 +17,8 @@ from contracts.registry import Rollout
 from services.inference.batcher import Batcher
 from services.inference.engine import Engine
 from services.inference.metrics import Metrics
-from services.inference.models import Model, Models
+from services.inference.model import Model
+from services.inference.models import Models
 from services.inference.provider import CPU, Provider
 from services.inference.store import Served
 from services.inference.variants import Variant

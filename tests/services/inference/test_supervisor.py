@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +54,32 @@ def test_a_dead_worker_is_noticed_at_once_each_time(start_service: StartService,
     assert httpx.post(f"{service.url}/v1/predict", content=PNG).status_code == 200
     assert service.terminate() == 0
     assert "Traceback" not in service.log.read_text()
+
+
+def test_at_the_end_no_connection_is_made_that_nobody_answers(
+    start_service: StartService, tiny: Any, tmp_path: Path
+) -> None:
+    service = start_service(stored={"shapes": tiny(1).bundle(tmp_path / "b")})
+    service.wait()
+    address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
+
+    service.process.send_signal(signal.SIGTERM)
+    answers: list[bytes | None] = []
+    with contextlib.suppress(ConnectionRefusedError):
+        while True:
+            with socket.create_connection(address, timeout=20) as connection:
+                try:
+                    connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    answers.append(connection.recv(12))
+                except ConnectionError:
+                    answers.append(None)
+
+    # The kernel resets what nobody has accepted when the last socket closes: the last connection alone can be that.
+    *before, last = answers
+    assert before
+    assert set(before) == {b"HTTP/1.1 200"}
+    assert last in (b"HTTP/1.1 200", None)
+    assert service.process.wait(20) == 0
 
 
 def test_the_end_is_not_taken_for_a_death(start_service: StartService, tiny: Any, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_an_exporter_that_hangs_or_fails_costs_its_spans_alone(capsys: pytest.Ca
     tracer = Tracer(export, dropped=count)
     for _ in range(5000):
         tracer.end(begun(tracer), "POST", "/v1/predict", 1.0)
-    assert len(tracer._ended) <= 2048
+    assert len(tracer._outbox) <= 2048
     assert 5000 - 2048 - 256 <= dropped[0] <= 5000 - 2048
     let_go.set()
     tracer.close(10)

@@ -30,6 +30,7 @@ from services.inference.store import Served
 from services.inference.watcher import Watcher
 
 Images = Callable[[int], NDArray[np.uint8]]
+PNG = encode_png(np.zeros((8, 8, 1), dtype=np.uint8))
 PROVIDER = Provider(CPU, "a test")
 
 
@@ -230,6 +231,53 @@ def watcher(home: Path, uri: str) -> tuple[Watcher, Models]:
     metrics = Metrics(CollectorRegistry())
     models = Models(default=None, metrics=metrics)
     return Watcher(Settings(home=home, tracking_uri=uri), models, metrics, asyncio.get_running_loop()), models
+
+
+@pytest.mark.parametrize("chosen", ["", "{name}"], ids=["all models", "this one alone"])
+def test_a_worker_that_has_not_heard_of_a_model_asks_the_registry_before_it_says_no(
+    start_service: Callable[..., Any], mlflow_server: Any, tiny: Any, tmp_path: Path, model_name: str, chosen: str
+) -> None:
+    name = f"{model_name}-{bool(chosen)}"
+    # By itself it would look again after 16 s.
+    settings = {"STRIDE_MODELS": chosen.format(name=name), "STRIDE_POLL_SECONDS": "16", "STRIDE_DEADLINE_SECONDS": "9"}
+    service = start_service(MLFLOW_TRACKING_URI=mlflow_server.url, STRIDE_GRACE_SECONDS="10", **settings)
+    service.wait("/livez")
+    with httpx.Client(base_url=service.url, timeout=30) as client:
+        until(lambda: client.get("/v1/models").json()["registry_error"] is None, timeout_s=30)
+        assert client.post("/v1/models/nobody/predict", content=PNG).status_code in (404, 503)
+        version = mlflow_server.publish(tiny(1).bundle(tmp_path / "first", name=name), name=name)
+        mlflow_server.promote(name, version)
+        answer = client.post(f"/v1/models/{name}/predict", content=PNG)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["model"]["name"] == name
+
+
+def test_made_up_names_have_the_registry_asked_four_times_as_often_as_by_itself_and_no_more(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+
+    def look(watcher: Watcher, _: Any) -> None:
+        looks.append(time.monotonic())
+
+    monkeypatch.setattr(Watcher, "_follow", look)
+
+    async def main() -> float:
+        metrics = Metrics(CollectorRegistry())
+        settings = Settings(home=tmp_path, tracking_uri="", device="cpu", poll_s=0.4)
+        watcher = Watcher(settings, Models(default=None, metrics=metrics), metrics, asyncio.get_running_loop())
+        watcher.start()
+        await watcher.restored.wait()
+        started = time.monotonic()
+        while time.monotonic() < started + 1:
+            before = time.monotonic()
+            await asyncio.gather(*(watcher.look_again() for _ in range(50)))
+            assert looks[-1] >= before
+        watcher.stop()
+        return time.monotonic() - started
+
+    elapsed = asyncio.run(main())
+    assert 4 <= len(looks) <= elapsed / 0.1 + 3
 
 
 def test_a_rollback_is_followed_though_the_store_cannot_be_written(tiny: Any, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from services.inference.batcher import Batcher
 from services.inference.engine import Engine
 from services.inference.errors import BodiesFull, InferenceFailed
 from services.inference.metrics import Metrics
-from services.inference.models import Model, Models
+from services.inference.model import Model
+from services.inference.models import Models
 from services.inference.predict import Predictor
 from services.inference.provider import CPU, Provider
 from services.inference.settings import Settings

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from contracts.errors import StrideError, TooLarge
 from contracts.images import ImageSpec
 from services.inference.errors import InferenceFailed, InvalidTensor, MalformedBody
-from services.inference.models import Model
+from services.inference.model import Model
 from services.inference.v2 import response, tensors, unpack
 from services.inference.v2.request import MAX_JSON_BYTES, Output, Request, parse
 
