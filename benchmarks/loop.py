@@ -110,11 +110,11 @@ def main() -> int:
     options = parser.parse_args()
     recipe = one_epoch(recipe_files.load(options.recipe))
     plan = planned(options.precision)
-    torch.set_num_threads(plan.threads)
     images = options.images // recipe.fit.batch_size * recipe.fit.batch_size
     split = synthetic(recipe, images, classes=10)
-    loop(recipe, split, plan, 10), bare(recipe, split, plan, 10)
-    pairs = [(loop(recipe, split, plan, 10), bare(recipe, split, plan, 10)) for _ in range(options.repeats)]
+    with plan.computing():
+        loop(recipe, split, plan, 10), bare(recipe, split, plan, 10)
+        pairs = [(loop(recipe, split, plan, 10), bare(recipe, split, plan, 10)) for _ in range(options.repeats)]
     ratios = [a / b for a, b in pairs]
     ours, limit = (statistics.median(side) for side in zip(*pairs, strict=True))
     print(
