@@ -18,10 +18,20 @@ compile() { # compile OUTPUT INPUT [UV-OPTION…]
     echo "$output: $(grep -c '==' "$output") packages"
 }
 
+shared=$(mktemp)
+trap 'rm -f "$shared"' EXIT
+
 compile requirements-dev.txt requirements-dev.in "$@"
 for service in training inference tracking; do
     compile "services/$service/requirements.txt" "services/$service/requirements.in" --constraint requirements-dev.txt
 done
+# The servers of the benchmark live in environments of their own. One wants an older FastAPI: it shares what is measured.
+compile benchmarks/serving/requirements.txt benchmarks/serving/requirements.in --constraint requirements-dev.txt "$@"
+grep --extended-regexp '^(onnxruntime|onnxruntime-gpu|numpy|pillow|uvicorn|uvloop|httptools)==' requirements-dev.txt |
+    sed 's/ *\\$//' > "$shared"
+compile benchmarks/serving/requirements-mlserver.txt benchmarks/serving/requirements-mlserver.in --constraint "$shared" "$@"
+# Keras and Lightning, which the fit is measured against, on the product's own torch.
+compile benchmarks/training/requirements.txt benchmarks/training/requirements.in --constraint requirements-dev.txt "$@"
 # The tool that installs the rest is the one thing that pip installs; the same pin, alone.
 compile infra/requirements-uv.txt - --constraint requirements-dev.txt <<<uv
 

@@ -22,7 +22,7 @@ import pytest
 from contracts.errors import RegistryError
 from contracts.recipe import Recipe, parse
 from services.tracking.server import Server, embedded, migrate, problem_of, wait_until_ready
-from services.training import tracking
+from services.training import journal_sync, tracking
 from services.training.mlflow_client import connect
 
 
@@ -193,24 +193,31 @@ def test_the_first_runs_of_an_experiment_may_start_at_once_over_http(
     assert len(set(experiments)) == 1
 
 
-def test_a_server_that_goes_away_ends_the_run_with_one_sentence(
+def test_a_server_that_goes_away_ends_no_run_and_gets_through_its_proxy_what_was_kept(
     proxied: tuple[Server, Path],
     recipe: Recipe,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    server, _ = proxied
+    server, kept = proxied
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("STRIDE_TRACKING_WAIT", "1")
     with _relay(server.port) as (port, cut):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
         begun = time.monotonic()
-        with (
-            pytest.raises(RegistryError, match=f"127.0.0.1:{port}: to log metrics failed"),
-            tracking.open_run(recipe, tags={}) as run,
-        ):
-            _log_after(cut, run)
+        with tracking.open_run(recipe, tags={}) as run:
+            cut()
+            run.epoch(1, {"train/loss": 0.5})
+            run.file("weights/kept.bin", b"weights")
         assert time.monotonic() - begun < 20
-    assert f"run {run.run_id} stays open in MLflow" in caplog.text
+    assert not run.tracked
+    assert "`stride sync` sends them and closes the run as FINISHED" in caplog.text
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    assert [result.state for result in journal_sync.sync()] == ["sent"]
+    found = tracking.get_run(run.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics["train/loss"] == 0.5
+    assert [path.read_bytes() for path in kept.rglob("kept.bin")] == [b"weights"]
 
 
 @contextmanager
@@ -243,11 +250,6 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
     with suppress(OSError):  # cut
         while data := source.recv(65536):
             target.sendall(data)
-
-
-def _log_after(cut: Callable[[], None], run: tracking.Run) -> None:
-    cut()
-    run.epoch(1, {"train/loss": 0.5})
 
 
 def test_only_the_names_that_were_given_are_answered(proxied: tuple[Server, Path]) -> None:
