@@ -4,7 +4,9 @@
     ├── RecipeError          a recipe or an option that cannot be followed
     ├── DataError            a data set that is missing, empty or broken
     ├── DeviceError          a device that was asked for and is not there
-    ├── FitError             a fit that cannot go on (loss not finite, out of memory)
+    ├── FitError             a fit that cannot go on (out of memory, a batch of one)
+    │   ├── Diverged         its loss is not finite any more
+    │   └── AlreadyFitting   another process is at the same fit
     ├── ExportError          a graph that cannot be made or is not equal to its network
     ├── BundleError          a bundle that is incomplete, changed or of another schema
     ├── RegistryError        the tracking server is away, or does not hold what was asked for
@@ -51,6 +53,14 @@ class DeviceError(StrideError):
 
 class FitError(StrideError):
     code = "fit_failed"
+
+
+class Diverged(FitError):
+    code = "fit_diverged"
+
+
+class AlreadyFitting(FitError):
+    status, exit_code, code = 409, 2, "already_fitting"
 
 
 class ExportError(StrideError):

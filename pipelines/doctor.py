@@ -55,6 +55,7 @@ def examine(*, port: int = 3000, mlflow_port: int = 5000) -> list[Check]:
         ("cpu", _cpu),
         ("home", _home),
         ("tracking", _tracking),
+        ("journal", _journal),
         ("mlflow", lambda: _address("mlflow", mlflow_port, "/health")),
         ("inference", lambda: _address("inference", port, "/readyz")),
         ("data", _data),
@@ -164,6 +165,19 @@ def _tracking() -> Iterable[Check]:
         yield Check("tracking", "ok", f"{uri} answers")
     else:
         yield Check("tracking", "fail", f"{uri} does not answer", "start it, or unset MLFLOW_TRACKING_URI")
+
+
+def _journal() -> Iterable[Check]:
+    from services.training import journal_sync
+
+    waiting = [one for one in journal_sync.kept() if one.waits]
+    if not waiting:
+        yield Check("journal", "ok", "MLflow has all that was logged")
+        return
+    size = sum(one.bytes for one in waiting) / 2**20
+    runs = ", ".join(one.run_id for one in waiting[:3]) + (", …" if len(waiting) > 3 else "")
+    detail = f"MLflow does not have all of {len(waiting)} runs ({runs}), {size:.1f} MiB are kept"
+    yield Check("journal", "warn", detail, "send it with 'stride sync', unless a fit is just running")
 
 
 def _address(name: str, port: int, health: str) -> Iterable[Check]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +34,29 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     return parse(content, name=path.stem)
 
 
+def resolve(recipe: str | Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe:
+    """A recipe that somebody else names or sends, with values laid on it; no file of theirs or of this machine is read.
+
+    Args:
+        recipe: The name of one that Stride brings, or the whole content of one with its `name`.
+        overrides: By dotted key, as `--set` takes them, with values instead of text.
+
+    Raises:
+        RecipeError: as `load` does.
+    """
+    if isinstance(recipe, str):
+        if recipe not in names() and (recipe.endswith((".yaml", ".yml")) or "/" in recipe):
+            raise RecipeError(f"recipe {recipe!r} is a path; give a recipe's name, or the recipe itself as an object.")
+        content, name = _read(_find(recipe)), recipe
+    else:
+        content, name = copy.deepcopy(dict(recipe)), str(recipe.get("name", ""))
+        if not name:
+            raise RecipeError("recipe: key 'name' is missing; add it.")
+    for key, value in overrides.items():
+        _lay(content, key, copy.deepcopy(value))
+    return parse(content, name=name)
+
+
 def override(content: dict[str, Any], item: str) -> None:
     """Lay one `dotted.key=value` on a recipe's content; the value is YAML, a number in the key is a list's index.
 
@@ -42,8 +66,7 @@ def override(content: dict[str, Any], item: str) -> None:
         RecipeError: no `=`, an empty key, a value that is not YAML, or an index that the list does not have.
     """
     key, equals, text = item.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
+    if not equals or not all(key.strip().split(".")):
         raise RecipeError(f"--set {item!r} is not KEY=VALUE; write it like optimizer.lr=3e-4.")
     try:
         value = yaml.safe_load(text)
@@ -51,6 +74,13 @@ def override(content: dict[str, Any], item: str) -> None:
         raise RecipeError(
             f"--set {key}: the value {text!r} is not YAML; quote it, or write a list as [1, 2]."
         ) from error
+    _lay(content, key, value)
+
+
+def _lay(content: dict[str, Any], key: str, value: Any) -> None:
+    parts = key.strip().split(".")
+    if not all(parts):
+        raise RecipeError(f"--set {key!r} is not a key; write it like optimizer.lr.")
     node: Any = content
     for position, part in enumerate(parts):
         slot: Any = part

@@ -40,7 +40,7 @@ def start(port: int | None = None, mlflow_port: int | None = None) -> list[Recor
     if not tracking.startswith("http"):
         records.append(_start_mlflow(mlflow_port))
         tracking = records[0].url
-    records.append(processes.start(_inference(port, tracking)))
+    records.append(processes.start(inference(port, tracking)))
     return records
 
 
@@ -66,7 +66,8 @@ def _start_mlflow(port: int) -> Record:
     return processes.start(server, prepare=lambda: tracking.migrate(configured, environment=os.environ))
 
 
-def _inference(port: int, tracking_uri: str) -> Server:
+def inference(port: int, tracking_uri: str) -> Server:
+    """The inference service on this port, following the registry at this address."""
     return Server(
         name="inference",
         command=processes.python_module(

@@ -192,6 +192,8 @@ def _write(bundle: Bundle, serving: Serving, chosen: Candidate, test: Split, *, 
             "test/macro_f1": parity.macro_f1(answers, test.labels),
         }
         changed |= {"metrics": {**manifest.metrics, **metrics}, "reference": reference(answers)}
+        # What model.onnx did is kept for where it has to be served instead.
+        changed["plain"] = None if serving.file == MODEL else manifest.measured(MODEL)
     kept = (MODEL, *(golden.file for golden in manifest.golden))
     files = {**{name: bundle.read(name) for name in kept}, serving.file: chosen.model}
     return bundles.write(bundle.path, manifest.model_copy(update=changed), files)

@@ -18,6 +18,7 @@ LOCKS = (
     "requirements-dev.txt",
     "infra/requirements-uv.txt",
     *(f"services/{service}/requirements.txt" for service in ("training", "inference", "tracking")),
+    *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "benchmarks").glob("*/requirements*.txt"))),
 )
 
 

@@ -18,7 +18,9 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. optimizer.lr=3e-4; may be repeated."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
-Force = Annotated[bool, typer.Option("--force", help="Fit again even where the same run is finished.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Fit from the beginning, even where the same run is finished or was stopped.")
+]
 
 
 def say(text: str) -> None:

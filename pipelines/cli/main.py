@@ -1,6 +1,6 @@
 """The command line's entry: puts the commands together, and turns errors into one sentence and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 refused (bad usage, or the gate said no), 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 refused (bad usage, or the gate said no), 130 interrupted, 143 told to end.
 """
 
 from __future__ import annotations
@@ -12,7 +12,20 @@ from collections.abc import Callable, Sequence
 import typer
 
 from contracts.errors import StrideError
-from pipelines.cli import challenge, look, machine, models, recipes, reproduction, servers, tune
+from pipelines.cli import (
+    bench,
+    challenge,
+    jobs,
+    look,
+    machine,
+    models,
+    recipes,
+    reproduction,
+    servers,
+    sweep,
+    sync,
+    tune,
+)
 from pipelines.cli.console import say
 
 app = typer.Typer(
@@ -25,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (recipes, models, tune, challenge, servers, look, reproduction, machine):
+for module in (recipes, models, sweep, tune, challenge, servers, jobs, look, reproduction, bench, sync, machine):
     module.register(app)
 
 

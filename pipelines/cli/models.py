@@ -31,7 +31,8 @@ def register(app: typer.Typer) -> None:
 def train(recipe: RecipeName, overrides: Overrides = None, force: Force = False, as_json: Json = False) -> None:
     """Fit a recipe and log it in MLflow.
 
-    A finished run of the same recipe, data and code is taken instead.
+    A finished run of the same recipe, data and code is taken instead. One that was killed or stopped goes on from its
+    last checkpoint, in its own run; --force begins anew.
 
     \b
     Examples:
@@ -47,10 +48,16 @@ def train(recipe: RecipeName, overrides: Overrides = None, force: Force = False,
         answer_json(result.to_json())
         return
     how = "taken from an earlier run" if result.reused else f"{result.epochs} epochs in {result.seconds:.1f} s"
+    if result.resumed and not result.reused:
+        how += f", resumed {result.resumed} times" if result.resumed > 1 else ", resumed once"
     answer(f"run            {result.run_id}\nrecipe         {result.recipe} ({how})")
     answer(f"test accuracy  {result.test_accuracy:.4f}\ntest loss      {result.test_loss:.4f}")
     answer(f"device         {result.device}, {result.precision}, {result.images_per_second:,.0f} images/s")
-    say(f"promote it with: stride promote {result.run_id}")
+    answer(f"plan           {result.plan}")
+    if result.tracked:
+        say(f"promote it with: stride promote {result.run_id}")
+    else:
+        say(f"MLflow does not have it yet; when it is back: stride sync, and then stride promote {result.run_id}")
 
 
 def export(

@@ -1,26 +1,37 @@
-"""Where a fit runs and in which precision, each with the reason for it."""
+"""Where a fit runs, and how its steps are computed there: the plan. `services.training.speed` chooses it."""
 
 from __future__ import annotations
 
-import json
 import os
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 import torch
 
-from contracts.errors import DeviceError, RecipeError
+from contracts.errors import DeviceError
+from services.training.allocator import reusing_memory
 
 Precision = Literal["fp32", "bf16", "fp16"]
-_GAIN: Final = 1.1
-"""How much faster than fp32 a lower precision must be measured to be taken."""
-_MEASURED: Final = ("precision", "channels_last", "precision_reason", "threads")
+_NOT_FACTS: Final = frozenset({"candidates"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One way to compute the steps, as it was measured."""
+
+    name: str
+    """Such as `bf16 channels_last, 2 threads`."""
+    milliseconds: float | None
+    """Median of a step; None where it could not be run."""
+    loss: float | None
+    """After a few steps from the same weights on the same images."""
+    compile_seconds: float = 0.0
+    """What it costs once, before the first step."""
+    verdict: str = ""
+    """`taken`, or why it was not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +47,16 @@ class Plan:
     precision_reason: str
     threads: int
     """Threads that torch computes with on the CPU."""
+    tf32: bool = False
+    """Whether products of fp32 numbers are rounded to 10 bits on a GPU's tensor cores."""
+    cuda_graph: bool = False
+    """Whether a whole step is captured once and replayed, instead of launched kernel by kernel."""
+    compiled: bool = False
+    """Whether the forward pass goes through torch.compile."""
+    features: str = "no: nothing was asked"
+    """Whether the features of a held base are computed once, and why; see `services.training.features`."""
+    candidates: tuple[Candidate, ...] = ()
+    """What was measured; empty where nothing was to be chosen."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -45,24 +66,79 @@ class Plan:
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
+    @property
+    def name(self) -> str:
+        """The plan's choices in a few words."""
+        words: list[str] = ["tf32" if self.tf32 else self.precision]
+        words += [word for word in ("channels_last", "cuda_graph", "compiled") if getattr(self, word)]
+        threads = f", {self.threads} thread{'' if self.threads == 1 else 's'}" if self.device == "cpu" else ""
+        return " ".join(words) + threads
+
+    @property
+    def summary(self) -> str:
+        """The plan in one line: what was taken, and what that gains over plain fp32."""
+        times = {candidate.name: candidate.milliseconds for candidate in self.candidates}
+        taken = times.get(self.name)
+        if taken is None:
+            return f"{self.name}; {self.precision_reason}"
+        plain = self.candidates[0].milliseconds  # the first is what a plain loop would do
+        gain = f", {plain / taken:.1f}x {self.candidates[0].name}" if plain and plain > taken else ""
+        return f"{self.name}: {taken:.3g} ms a step{gain} ({len(self.candidates)} measured)"
+
+    @property
+    def features_once(self) -> bool:
+        """Whether the steps are taken on the head alone."""
+        return self.features.startswith("yes")
+
     def autocast(self) -> torch.autocast:
         """The context that a forward pass runs in."""
         # Weights change every step, so a cache of their casts would only be filled and dropped again.
         return torch.autocast(self.device, dtype=self.dtype, enabled=self.precision != "fp32")
 
     @contextmanager
-    def using_threads(self) -> Iterator[None]:
-        """Compute with the plan's threads; torch has one number for the whole process, so it is put back."""
-        before = torch.get_num_threads()
+    def computing(self) -> Iterator[None]:
+        """Compute with the plan's threads and rounding, and keep freed memory for the next step.
+
+        torch and the allocator have one set of these for the whole process, so they are put back.
+        """
+        threads = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            yield
+            with ExitStack() as stack:
+                stack.enter_context(reusing_memory())
+                if self.device == "cuda":
+                    stack.enter_context(_fp32_products("tf32" if self.tf32 else "ieee"))
+                yield
         finally:
-            torch.set_num_threads(before)
+            torch.set_num_threads(threads)
 
     def facts(self) -> dict[str, str]:
-        """The plan as strings, for tags and the model card."""
-        return {key: str(value) for key, value in asdict(self).items()}
+        """The plan as strings, for tags and the model card; without the table."""
+        return {key: str(value) for key, value in asdict(self).items() if key not in _NOT_FACTS}
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan with its table; `from_json` gives it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        candidates = tuple(Candidate(**each) for each in content["candidates"])
+        return cls(**{**content, "candidates": candidates})
+
+
+@contextmanager
+def _fp32_products(precision: str) -> Iterator[None]:
+    # torch rounds convolutions to TF32 unless told otherwise, and matrix products only when told
+    cudnn: Any = torch.backends.cudnn
+    settings: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv)
+    before = [setting.fp32_precision for setting in settings]
+    for setting in settings:
+        setting.fp32_precision = precision
+    try:
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value
 
 
 def choose_device() -> tuple[str, str, str]:
@@ -84,121 +160,6 @@ def choose_device() -> tuple[str, str, str]:
     if wanted == "cuda":
         raise DeviceError(f"STRIDE_DEVICE is 'cuda', but {why}; check the driver with nvidia-smi, or set it to cpu.")
     return "cpu", cpu, why
-
-
-def choose_plan(
-    precision: Literal["auto", "fp32", "bf16", "fp16"],
-    *,
-    trial: Callable[[Plan], Callable[[], None]],
-    key: str,
-    cache: Path,
-    seconds: float = 0.3,
-) -> Plan:
-    """Choose device, threads, precision and memory format for a fit.
-
-    On the CPU one thread is timed against all of them, on the run's own shapes: small networks lose with more, above
-    all where something else runs beside them. Then, for `auto`, the precisions are timed and the fastest is taken; a
-    lower one must gain 10%. The answer is kept in `cache` under `key`, so that the same fit on the same machine is
-    computed the same way again.
-
-    Args:
-        precision: As the recipe says.
-        trial: Makes, for a plan, a function that runs one training step on throw-away copies.
-        key: Identifies what is timed (network, shapes, batch size).
-        cache: A directory for the measurements.
-        seconds: Time spent on each candidate after its warm-up.
-
-    Raises:
-        DeviceError: see `choose_device`.
-        RecipeError: fp16 was asked for without a CUDA device.
-    """
-    device, name, reason = choose_device()
-    if precision == "fp16" and device == "cpu":
-        raise RecipeError("fit.precision is 'fp16', which needs a CUDA device; set it to auto, bf16 or fp32.")
-    given = Plan(
-        device=device,
-        device_name=name,
-        device_reason=reason,
-        precision="fp32" if precision == "auto" else precision,
-        channels_last=True,
-        precision_reason="the recipe says so",
-        threads=torch.get_num_threads(),
-    )
-    if precision != "auto" and (device == "cuda" or given.threads == 1):
-        return given
-    machine = f"{name}|{torch.__version__}|{given.threads}|{precision}|{key}"
-    kept = cache / "plans" / f"{sha256(machine.encode()).hexdigest()[:32]}.json"
-    if (answer := _remembered(kept)) is not None:
-        return replace(given, **answer)
-    plan = _measure(given, precision, trial, seconds)
-    _remember(kept, plan)
-    return plan
-
-
-def _measure(given: Plan, precision: str, trial: Callable[[Plan], Callable[[], None]], seconds: float) -> Plan:
-    def rate(plan: Plan) -> float:
-        with plan.using_threads():
-            return steps_per_second(trial(plan), plan.device, seconds)
-
-    rates = {given: rate(given)}
-    if given.device == "cpu" and given.threads > 1:
-        alone = replace(given, threads=1)
-        rates[alone] = rate(alone)
-    base = max(rates, key=lambda plan: rates[plan])
-    if precision == "auto":
-        for candidate in (replace(base, channels_last=False), replace(base, precision="bf16")):
-            rates[candidate] = rate(candidate)
-    best_full = max((plan for plan in rates if plan.precision == given.precision), key=lambda plan: rates[plan])
-    best = max(rates, key=lambda plan: rates[plan])
-    chosen = best if rates[best] > _GAIN * rates[best_full] else best_full
-    table = ", ".join(f"{_label(plan)} {rate:.1f}" for plan, rate in rates.items())
-    why = f"measured steps/s: {table}; " + (
-        "the fastest is taken, fp32 unless another gains 10%"
-        if precision == "auto"
-        else "the recipe says the precision"
-    )
-    return replace(chosen, precision_reason=why)
-
-
-def _remembered(kept: Path) -> dict[str, Any] | None:
-    try:
-        answer = json.loads(kept.read_text())
-        return {key: answer[key] for key in _MEASURED}
-    except (OSError, ValueError, KeyError):  # not measured yet, or half written: it is measured again
-        return None
-
-
-def _remember(kept: Path, plan: Plan) -> None:
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    staged = kept.with_suffix(f".{os.getpid()}")
-    staged.write_text(json.dumps({key: getattr(plan, key) for key in _MEASURED}))
-    staged.replace(kept)
-
-
-def _label(plan: Plan) -> str:
-    layout = " channels_last" if plan.channels_last else ""
-    threads = f" {plan.threads} threads" if plan.device == "cpu" and plan.threads > 1 else ""
-    return plan.precision + layout + (threads or (" 1 thread" if plan.device == "cpu" else ""))
-
-
-def steps_per_second(step: Callable[[], None], device: str, seconds: float) -> float:
-    """The median rate of a training step over `seconds` and three calls at least, after three that are not timed."""
-
-    def synchronize() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    for _ in range(3):  # warm-up: kernels are chosen and compiled, caches filled
-        step()
-    synchronize()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        step()
-        synchronize()
-        times.append(time.perf_counter() - start)
-    return 1 / statistics.median(times)
 
 
 def _cpu_name() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from services.training.networks import ServedGraph
 from services.training.objective import loss_and_correct
+
+if TYPE_CHECKING:
+    from services.training.loader import Source
 
 _VALUES = 512 * 96 * 96 * 3
 
@@ -34,26 +37,25 @@ def to_device(array: NDArray[Any], device: str | torch.device) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    graph: ServedGraph, images: Tensor, labels: Tensor, *, precision: AbstractContextManager[object] | None = None
+    graph: ServedGraph, source: Source, *, precision: AbstractContextManager[object] | None = None
 ) -> tuple[float, float]:
-    """Loss (nats, mean) and accuracy (0-1) of a network on images uint8 (n, h, w, c) and labels (n,) on its device.
+    """Loss (nats, mean) and accuracy (0-1) of a network on all images of a source on its device.
 
     The network is left in the mode that it was in.
     """
     was_training = graph.training
     graph.eval()
-    loss_sum = torch.zeros((), device=images.device)
-    right = torch.zeros((), device=images.device, dtype=torch.int64)
-    size = batch_size(images.shape[1:])
-    for start in range(0, len(labels), size):
-        batch, truth = images[start : start + size], labels[start : start + size]
+    totals = torch.zeros(2, device=source.device)  # loss and right answers, read once
+    size = batch_size(source.image)
+    spans = [(start, min(start + size, len(source))) for start in range(0, len(source), size)]
+    for batch, truth in source.rows(spans):
         with precision or nullcontext():
             logits = graph.network(graph.normalize(batch))
         loss, correct = loss_and_correct(logits, truth, output=graph.output)
-        loss_sum += loss * len(truth)
-        right += correct
+        totals += torch.stack((loss * len(truth), correct))
     graph.train(was_training)
-    return float(loss_sum) / len(labels), int(right) / len(labels)
+    loss_sum, right = totals.tolist()
+    return loss_sum / len(source), right / len(source)
 
 
 @torch.no_grad()

@@ -1,18 +1,16 @@
 """What a network sees while it learns: activations, Grad-CAM and filters on fixed images, as MLflow's image series.
 
-    with ImageSeries(run, validation) as series:
-        series.log(0, graph)
-        result = fit(..., watch=series.watch)
-        series.log(result.best_epoch, graph)
+    series = ImageSeries(run, validation)
+    series.log(0, graph)
+    result = fit(..., watch=series.watch)
+    series.log(result.best_epoch, graph)
 
 The same keys and, up to the last one, the same steps in every run, so that the compare view shows runs side by side.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,9 +41,6 @@ class ImageSeries:
         self._images, self._classes = validation.images[chosen], validation.labels[chosen]
         self._log = log
         self._done: set[int] = set()
-        self._writes: list[Future[None]] = []
-        # Writing a picture takes MLflow longer than making it; the fit does not wait for it.
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stride-images")
 
     def watch(self, epoch: int, graph: ServedGraph) -> None:
         """Called after every epoch (from 1); logs where the epoch is a power of two."""
@@ -58,19 +53,7 @@ class ImageSeries:
             return
         self._done.add(step)
         for key, picture in pictures(graph, self._images, self._classes).items():
-            self._writes.append(self._writer.submit(self._log.image, key, step, picture))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Wait for what is being written; raises RegistryError where the server did not take it."""
-        self._writer.shutdown(wait=True, cancel_futures=kind is not None)
-        if kind is None:
-            for write in self._writes:
-                write.result()
+            self._log.image(key, step, picture)
 
 
 def pictures(graph: ServedGraph, images: NDArray[np.uint8], classes: NDArray[np.int64]) -> dict[str, NDArray[np.uint8]]:

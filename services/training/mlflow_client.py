@@ -34,6 +34,7 @@ _DEFAULTS: Final = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
+_SERVER: Final = ("http://", "https://")
 
 
 def connect(uri: str | None = None) -> MlflowClient:
@@ -52,8 +53,8 @@ def connect(uri: str | None = None) -> MlflowClient:
 
         # For a program that imported MLflow before the variable was set.
         logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
-        if uri.startswith(("http://", "https://")):
-            _reach(uri)
+        if uri.startswith(_SERVER):
+            reach(uri)
             return MlflowClient(uri)
         if not uri.startswith("sqlite:///"):
             return MlflowClient(uri)
@@ -94,8 +95,14 @@ def redact(uri: str) -> str:
     return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
 
 
-def _reach(uri: str) -> None:
-    """Ask once for the server's health, with MLflow's own settings of proxies, certificates and credentials."""
+def reach(uri: str) -> None:
+    """Ask a server for its health, with MLflow's own settings of proxies, certificates and credentials.
+
+    Raises:
+        RegistryError: nothing answers (known within about 10 s). What is no server is not asked.
+    """
+    if not uri.startswith(_SERVER):
+        return
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -114,13 +114,42 @@ class KerasRMSprop(torch.optim.Optimizer):
             if group["momentum"]:
                 velocities = [self._state(p, "velocity") for p in parameters]
                 torch._foreach_mul_(velocities, group["momentum"])
-                torch._foreach_addcdiv_(velocities, gradients, divisor, value=group["lr"])
+                self._add_quotient(velocities, gradients, divisor, group["lr"])
                 torch._foreach_sub_(parameters, velocities)
             else:
-                torch._foreach_addcdiv_(parameters, gradients, divisor, value=-group["lr"])
+                self._add_quotient(parameters, gradients, divisor, -group["lr"])
+
+    @staticmethod
+    def _add_quotient(
+        sums: list[Any], numerators: list[Any], denominators: list[Any] | tuple[Tensor, ...], factor: float | Tensor
+    ) -> None:
+        """sums += factor * numerators / denominators; a tensor is a rate that a CUDA graph reads on the device."""
+        if isinstance(factor, Tensor):
+            quotients = torch._foreach_div(numerators, denominators)
+            torch._foreach_mul_(quotients, factor)
+            torch._foreach_add_(sums, quotients)
+        else:
+            torch._foreach_addcdiv_(sums, numerators, denominators, value=factor)
 
     def _state(self, parameter: nn.Parameter, key: str) -> Tensor:
         state = self.state[parameter]
         if key not in state:
             state[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state[key]  # type: ignore[no-any-return]
+
+
+def load_state(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Give a new optimizer the state of another one over the same parameters.
+
+    Args:
+        optimizer: Whose groups stay as the recipe made them.
+        tensors: By `INDEX.KEY` of torch's state dict, with the strides that they had: fused kernels rely on them.
+        numbers: What else the state holds, by index and key.
+    """
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in numbers.items()}
+    for name, value in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -56,10 +56,16 @@ class Progress:
             f"  validation loss {metrics['validation/loss']:.4f}  accuracy {metrics['validation/accuracy']:.4f}"
             f"  lr {metrics['lr']:.2g}  {metrics['images_per_second']:,.0f} images/s"
         )
+        self.note(line)
+
+    def note(self, text: str) -> None:
+        """Tell something in a line of its own."""
+        if not self._show:
+            return
         if self._bar is not None:
-            self._bar.write(line, file=self._stream)
+            self._bar.write(text, file=self._stream)
         else:
-            self._stream.write(line + "\n")
+            self._stream.write(text + "\n")
             self._stream.flush()
 
     def close(self) -> None:

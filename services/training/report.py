@@ -14,7 +14,7 @@ from services.training import curves, figures, model_card, scores
 
 if TYPE_CHECKING:
     from services.training.data.dataset import Dataset
-    from services.training.tracking import Run
+    from services.training.run import Run
 
 
 def log_report(

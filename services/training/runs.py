@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from services.training.networks import ServedGraph
-    from services.training.tracking import Run
+    from services.training.run import Run
 
 RECIPE: Final = "recipe.json"
 NETWORK: Final = "network.json"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from contracts.recipe import Schedule
 
@@ -34,6 +36,13 @@ class Patience:
     @property
     def exhausted(self) -> bool:
         return self.waited >= self.patience
+
+    def state(self) -> dict[str, Any]:
+        """What changes from epoch to epoch; JSON."""
+        return {"best": self.best, "waited": self.waited}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.best, self.waited = state["best"], state["waited"]
 
 
 @dataclass(slots=True)
@@ -74,3 +83,11 @@ class LearningRate:
         if not self.plateau.better(metrics[self.config.monitor]) and self.plateau.exhausted:
             self.scale *= self.config.factor
             self.plateau.waited = 0
+
+    def state(self) -> dict[str, Any]:
+        """What changes from epoch to epoch; JSON."""
+        return {"scale": self.scale, "plateau": self.plateau.state()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.scale = state["scale"]
+        self.plateau.load(state["plateau"])

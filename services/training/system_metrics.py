@@ -7,6 +7,7 @@ samples every 10 s, which leaves short runs without any.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -31,8 +32,9 @@ class SystemMetrics:
     are heeded.
     """
 
-    def __init__(self, send: Callable[[list[Metric]], None]) -> None:
-        self._send = send
+    def __init__(self, send: Callable[[list[Metric]], None], *, run_seconds: float = 0.0) -> None:
+        """Of a run that is `run_seconds` old: a resumed one, whose steps then go on behind those it has."""
+        self._send, self._run_seconds = send, run_seconds
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="system-metrics", daemon=True)
 
@@ -57,12 +59,14 @@ class SystemMetrics:
         monitors = _monitors()
         _read(monitors)  # CPU utilisation is a difference: the first reading of a process means nothing
         waiting: list[Metric] = []
-        step, stopped = 0, False
+        # No run has taken more samples than intervals, and a last one, have passed.
+        first = math.ceil(self._run_seconds / interval) + 1 if self._run_seconds else 0
+        taken, stopped = 0, False
         while not stopped:
-            stopped = self._stopped.wait(interval if step < _DENSE else 10 * interval)
-            waiting += _metrics(_read(monitors), step)
-            step += 1
-            if stopped or step % _BATCH == 0:
+            stopped = self._stopped.wait(interval if taken < _DENSE else 10 * interval)
+            waiting += _metrics(_read(monitors), first + taken)
+            taken += 1
+            if stopped or taken % _BATCH == 0:
                 self._send(waiting)
                 waiting = []
 

@@ -4,6 +4,8 @@
         run.dataset(dataset)
         run.epoch(1, {"train/loss": 0.31, "validation/loss": 0.28})
 
+The server is needed to open a run, and never waited for again before its end (see `services.training.journal`).
+
 Embedded (SQLite), the artifacts of an experiment are plain files under $STRIDE_HOME/artifacts/<model_name>, so that a
 client of the data base and a client of the local server both reach them; otherwise the server says where they go.
 """
@@ -11,190 +13,110 @@ client of the data base and a client of the local server both reach them; otherw
 from __future__ import annotations
 
 import getpass
-import json
 import logging
+import math
+import os
 import secrets
 import sys
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from contracts import places
-from contracts.errors import RegistryError, StrideError
+from contracts.errors import RecipeError, RegistryError, StrideError
 from contracts.recipe import Recipe
+from services.training import journal_sync
 from services.training.code_version import code_version as this_code
-from services.training.dataset_entity import dataset_entity
+from services.training.journal import Journal
+from services.training.journal_sender import Sender
 from services.training.mlflow_client import connect, redact, registry_errors
 from services.training.parameters import flatten
+from services.training.run import DATA_FINGERPRINT, ERROR, MAX_TAG, Run
 from services.training.system_metrics import SystemMetrics
 
 if TYPE_CHECKING:
     import mlflow.entities
-    import numpy as np
-    from matplotlib.figure import Figure
     from mlflow.tracking import MlflowClient
-    from numpy.typing import NDArray
-
-    from services.training.data.dataset import Dataset
 
 RECIPE: Final = "stride.recipe"
 RECIPE_HASH: Final = "stride.recipe_hash"
-DATA_FINGERPRINT: Final = "stride.data_fingerprint"
-TEST_FINGERPRINT: Final = "stride.test_fingerprint"
 CODE_VERSION: Final = "stride.code_version"
-ERROR: Final = "error"
-NOTE: Final = "mlflow.note.content"
 
-_MAX_TAG: Final = 8000
-_MAX_TAGS_OR_PARAMETERS: Final = 100
-_MAX_METRICS: Final = 1000
+_WAIT_S: Final = 60.0
+"""How long a run's end waits for the server, where STRIDE_TRACKING_WAIT says nothing."""
+_WAIT_KILLED_S: Final = 5.0
+"""The same for one that was told to stop: who tells it, ends it soon."""
+_WAIT_LOCK_S: Final = 10.0
 
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 
-class Run:
-    """An open run. Every method raises RegistryError where the server or its storage does not take what it is given."""
+class RunNotFound(RegistryError):
+    """Tracking has no run of that id."""
 
-    def __init__(self, client: MlflowClient, info: mlflow.entities.RunInfo, recipe: Recipe, uri: str) -> None:
-        self.run_id: str = info.run_id
-        self.experiment_id: str = info.experiment_id
-        self.name: str = info.run_name
-        self._client, self._recipe, self._uri = client, recipe, uri
-        self._tables: list[str] = []
 
-    def epoch(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log one epoch's metrics, in one request; epochs count from 1."""
-        self.metrics(metrics, step)
-
-    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Log metrics (any number, not finite ones too); without a step they are the run's results."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        self.log_metrics([Metric(key, float(value), now, step or 0) for key, value in values.items()])
-
-    def log_metrics(self, metrics: Sequence[mlflow.entities.Metric]) -> None:
-        """Log metrics that bring their own time and step; may be called from another thread."""
-        with self._errors("to log metrics"):
-            for batch in _batches(metrics, _MAX_METRICS):
-                self._client.log_batch(self.run_id, metrics=batch)
-
-    def parameters(self, values: Mapping[str, str]) -> None:
-        from mlflow.entities import Param
-
-        with self._errors("to log parameters"):
-            for batch in _batches([Param(*item) for item in values.items()], _MAX_TAGS_OR_PARAMETERS):
-                self._client.log_batch(self.run_id, params=batch)
-
-    def tags(self, values: Mapping[str, str]) -> None:
-        """Set tags; MLflow holds 8,000 characters of each, what is longer is cut."""
-        from mlflow.entities import RunTag
-
-        tags = [RunTag(key, str(value)[:_MAX_TAG]) for key, value in values.items()]
-        with self._errors("to set tags"):
-            for batch in _batches(tags, _MAX_TAGS_OR_PARAMETERS):
-                self._client.log_batch(self.run_id, tags=batch)
-
-    def dataset(self, dataset: Dataset) -> None:
-        """Record which images the run saw: name, digest, source, counts and shapes; the images stay where they are."""
-        from mlflow.entities import DatasetInput, InputTag
-
-        entity = dataset_entity(dataset, self._recipe)
-        context = InputTag("mlflow.data.context", "training")
-        with self._errors("to log the data set"):
-            self._client.log_inputs(self.run_id, [DatasetInput(entity, [context])])
-        self.tags({DATA_FINGERPRINT: dataset.fingerprint, TEST_FINGERPRINT: dataset.test_fingerprint})
-
-    def file(self, path: str, data: bytes | str) -> None:
-        """Write an artifact; `path` is relative, with slashes."""
-        target = PurePosixPath(path)
-        folder = None if target.parent == PurePosixPath() else str(target.parent)
-        with tempfile.TemporaryDirectory() as directory, self._errors(f"to write {path}"):
-            local = Path(directory) / target.name
-            local.write_bytes(data.encode() if isinstance(data, str) else data)
-            self._client.log_artifact(self.run_id, str(local), folder)
-
-    def image(self, key: str, step: int, image: NDArray[np.uint8]) -> None:
-        """Add an image, uint8 (height, width, 3), to the series `key`; may be called from another thread.
-
-        MLflow's image grid shows runs side by side where keys and steps are the same, and a slider over the steps.
-        """
-        with self._errors(f"to write the image {key!r} of step {step}"):
-            self._client.log_image(self.run_id, image, key=key, step=step)
-
-    def figure(self, path: str, figure: Figure, *, key: str | None = None) -> None:
-        """Write a matplotlib figure as the PNG `path`; with a key, also as the one image of that series.
-
-        MLflow's compare view shows image series of several runs side by side, but no PNG among the artifacts.
-        """
-        from services.training.drawing import to_pixels, to_png
-
-        png = to_png(figure)
-        self.file(path, png)
-        if key is not None:
-            self.image(key, 0, to_pixels(png))
-
-    def table(self, path: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Write columns of equal length as the JSON table `path`, which the UI compares across runs."""
-        rows = list(zip(*columns.values(), strict=True))
-        self.file(path, json.dumps({"columns": list(columns), "data": rows}, ensure_ascii=False))
-        if path not in self._tables:
-            self._tables.append(path)
-        tables = [{"path": table, "type": "table"} for table in self._tables]
-        self.tags({"mlflow.loggedArtifacts": json.dumps(tables)})
-
-    def note(self, markdown: str) -> None:
-        """Set the text that opens the run's page; what a tag cannot hold is cut at a line."""
-        if len(markdown) > _MAX_TAG:
-            tail = "\n\n… (cut here; the whole text is among the artifacts)"
-            markdown = markdown[: _MAX_TAG - len(tail)].rpartition("\n")[0] + tail
-        self.tags({NOTE: markdown})
-
-    def close(self, status: str) -> None:
-        """End the run as FINISHED, FAILED or KILLED."""
-        with self._errors(f"to close run {self.run_id}"):
-            self._client.set_terminated(self.run_id, status)
-
-    def _errors(self, doing: str) -> Any:
-        return registry_errors(self._uri, doing)
+class NotResumable(RegistryError):
+    """A run that cannot go on: it is gone, finished, or of another recipe."""
 
 
 @contextmanager
-def open_run(recipe: Recipe, *, tags: Mapping[str, str]) -> Iterator[Run]:
+def open_run(recipe: Recipe, *, tags: Mapping[str, str], resume: str | None = None) -> Iterator[Run]:
     """Open a run in the experiment `recipe.model_name`, with the whole recipe as parameters and system metrics on.
 
     It ends FINISHED; FAILED with the tag `error` where the block raises; KILLED on Ctrl-C and exit. What the block
-    raises is raised on.
+    raises is raised on. Where the server is away at the end, STRIDE_TRACKING_WAIT seconds (60) are waited for it; what
+    it has not taken by then is kept, and a warning says how it gets there: `run.tracked` is False then.
 
     Args:
         recipe: What is fitted.
         tags: Added to recipe, recipe hash, code version, user and source; they win over those.
+        resume: The id of an unfinished run of this recipe, which goes on: it is RUNNING again, and the metrics that
+            were logged before are not logged again.
 
     Raises:
+        NotResumable: the run to resume is gone, finished, or of another recipe.
         RegistryError: no tracking server, or it refuses.
+        FitError: the disk does not take the run's journal.
+        RecipeError: STRIDE_TRACKING_WAIT is no number of seconds.
     """
+    wait_s = _wait_s()
     uri = places.tracking_uri()
     client = connect(uri)
-    run = _create(client, uri, recipe, tags)
-    system = SystemMetrics(run.log_metrics)
+    run, age_s = (
+        (_create(client, uri, recipe, tags), 0.0) if resume is None else _reopen(client, uri, recipe, tags, resume)
+    )
+    _announce(run.run_id)
+    system = SystemMetrics(run.log_metrics, run_seconds=age_s)
     try:
         run.parameters(flatten(recipe))
         system.start()
         yield run
     except BaseException as error:
         system.stop()
-        _close_after(error, run, uri)
+        _end_after(error, run, wait_s)
         raise
     system.stop()
-    run.close("FINISHED")
+    run.end("FINISHED", wait_s=wait_s)
 
 
-def find_finished(recipe: Recipe, *, data_fingerprint: str, code_version: str) -> str | None:
-    """The id of the newest finished run of the same recipe, data and code; None where there is none.
+def _announce(run_id: str) -> None:
+    """Tell whoever waits for it, the training service say, by a line of the file that STRIDE_RUNS_FILE names."""
+    if path := os.environ.get("STRIDE_RUNS_FILE"):
+        try:
+            with Path(path).open("a") as file:
+                file.write(f"{run_id}\n")
+        except OSError as error:  # the fit is worth more than the news of it
+            _log.warning("run %s is not announced in STRIDE_RUNS_FILE '%s': %s", run_id, path, error.strerror)
+
+
+def find_finished(
+    recipe: Recipe, *, data_fingerprint: str, code_version: str, tags: Mapping[str, str] | None = None
+) -> str | None:
+    """The id of the newest finished run of the same recipe, data and code, and with these tags; None without one.
+
+    One that ended here while the server was away is sent there first.
 
     Raises:
         RegistryError: no tracking server.
@@ -202,6 +124,8 @@ def find_finished(recipe: Recipe, *, data_fingerprint: str, code_version: str) -
     uri = places.tracking_uri()
     client = connect(uri)
     identity = {RECIPE_HASH: recipe.digest(), DATA_FINGERPRINT: data_fingerprint, CODE_VERSION: code_version}
+    identity |= {key: value for key, value in (tags or {}).items() if key.startswith("stride.")}
+    journal_sync.sync_finished(client, uri, identity)
     wanted = [f"tags.`{key}` = '{value}'" for key, value in identity.items()]
     with registry_errors(uri, "to look for a finished run"):
         experiment = client.get_experiment_by_name(recipe.model_name)
@@ -231,7 +155,7 @@ def get_run(run_id: str) -> mlflow.entities.Run:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             advice = "`stride history` and the MLflow page list the runs"
-            raise RegistryError(f"run {run_id!r}: tracking at {redact(uri)} has no such run; {advice}.") from error
+            raise RunNotFound(f"run {run_id!r}: tracking at {redact(uri)} has no such run; {advice}.") from error
 
 
 def tracking_uri() -> str:
@@ -250,13 +174,71 @@ def _create(client: MlflowClient, uri: str, recipe: Recipe, tags: Mapping[str, s
         CODE_VERSION: this_code(),
         **tags,
     }
-    values = {key: str(value)[:_MAX_TAG] for key, value in given.items()}
+    values = {key: str(value)[:MAX_TAG] for key, value in given.items()}
     with registry_errors(uri, "to open a run"):
-        created = client.create_run(_experiment(client, uri, recipe.model_name), tags=values, run_name=name)
-    return Run(client, created.info, recipe, uri)
+        info = client.create_run(experiment_id(client, uri, recipe.model_name), tags=values, run_name=name).info
+    try:
+        journal = Journal.open(info.run_id)
+        journal.append("open", _opened(info, uri, values))
+    except StrideError:
+        with registry_errors(uri, "to close a run that has no journal"):
+            client.set_terminated(info.run_id, "FAILED")
+        raise
+    return Run(info, recipe, journal, Sender(client, uri, journal))
 
 
-def _experiment(client: MlflowClient, uri: str, name: str) -> str:
+def _reopen(client: MlflowClient, uri: str, recipe: Recipe, tags: Mapping[str, str], run_id: str) -> tuple[Run, float]:
+    """The run, RUNNING again, and how many seconds ago it began."""
+    try:
+        found = get_run(run_id)
+    except RunNotFound as error:
+        raise NotResumable(error.message) from error
+    at = redact(uri)
+    # What was killed may have left children that hold the journal for some seconds.
+    journal = Journal.open(run_id, wait_s=_WAIT_LOCK_S)
+    try:
+        found = get_run(run_id)  # once more: whoever had the journal may have sent it in the meantime
+        entries = list(journal.entries())
+        ended = [entry.content["status"] for entry in entries if entry.kind == "status"]
+        if found.info.lifecycle_stage != "active":
+            raise NotResumable(f"run {run_id} at {at} was deleted, an open one was expected; fit again with --force.")
+        if "FINISHED" in (found.info.status, *ended[-1:]):
+            raise NotResumable(f"run {run_id} at {at} is FINISHED, an unfinished one was expected; fit with --force.")
+        if (digest := found.data.tags.get(RECIPE_HASH)) != recipe.digest():
+            raise NotResumable(
+                f"run {run_id} at {at} is of recipe {digest}, {recipe.digest()} was expected; fit again with --force."
+            )
+        if not entries:
+            journal.append("open", _opened(found.info, uri, found.data.tags))
+        now = int(time.time() * 1000)
+        # Behind what an earlier end may have left in the journal, and at once.
+        journal.append("status", {"status": "RUNNING", "at": now})
+        journal.append("tags", {"values": {ERROR: None, **{key: str(value)[:MAX_TAG] for key, value in tags.items()}}})
+        with registry_errors(uri, f"to reopen run {run_id}"):
+            client.update_run(run_id, status="RUNNING")
+    except BaseException:
+        journal.close()
+        raise
+    logged = {metric.key: metric.step for metric in found.data.to_proto().metrics}
+    for entry in entries:
+        for key, _, _, step in entry.content["metrics"] if entry.kind == "metrics" else ():
+            logged[key] = max(step, logged.get(key, 0))
+    run = Run(found.info, recipe, journal, Sender(client, uri, journal), logged=logged)
+    return run, (now - found.info.start_time) / 1000
+
+
+def _opened(info: mlflow.entities.RunInfo, uri: str, tags: Mapping[str, str]) -> dict[str, object]:
+    """What the journal says of its run to who finds it."""
+    return {
+        "run_id": info.run_id,
+        "experiment_id": info.experiment_id,
+        "name": info.run_name,
+        "tracking": redact(uri),
+        "tags": {key: value for key, value in tags.items() if key.startswith("stride.")},
+    }
+
+
+def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     """The experiment's id; created where there is none, also when another process does the same in this moment."""
     from mlflow.exceptions import MlflowException
 
@@ -275,21 +257,28 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     return str(found.experiment_id)
 
 
-def _close_after(error: BaseException, run: Run, uri: str) -> None:
-    """Close a run whose block raised; what goes wrong here must not hide `error`."""
+def _end_after(error: BaseException, run: Run, wait_s: float) -> None:
+    """End a run whose block raised; what goes wrong here must not hide `error`."""
     message = error.message if isinstance(error, StrideError) else f"{type(error).__name__}: {error}"
+    failed = isinstance(error, Exception)
     try:
-        connect(uri)  # tells within seconds that the server is away, where closing would try again for long
-        run.tags({ERROR: message})
-        run.close("FAILED" if isinstance(error, Exception) else "KILLED")
-    except RegistryError as problem:
+        try:
+            run.tags({ERROR: message})
+        finally:
+            run.end("FAILED" if failed else "KILLED", wait_s=wait_s if failed else min(wait_s, _WAIT_KILLED_S))
+    except StrideError as problem:
         _log.warning("run %s stays open in MLflow: %s", run.run_id, problem)
 
 
-def _batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
-    rest = list(items)
-    for start in range(0, len(rest), size):
-        yield rest[start : start + size]
+def _wait_s() -> float:
+    text = os.environ.get("STRIDE_TRACKING_WAIT") or str(_WAIT_S)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise RecipeError(f"STRIDE_TRACKING_WAIT is {text!r}; set it to a number of seconds, 0 or more.")
+    return value
 
 
 def _user() -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import math
-from collections.abc import Callable
+import logging
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,34 @@ import torch
 from numpy.typing import NDArray
 
 from contracts import places
-from contracts.errors import DataError
+from contracts.errors import DataError, Diverged
 from contracts.recipe import Normalize, Recipe
 from services.training import runs, weights
-from services.training.augment import augment
+from services.training.batches import batch_bounds
 from services.training.calibration import calibrate, predict_both
+from services.training.checkpoint_directory import discard_checkpoints, identity_of, open_checkpoints
+from services.training.checkpoint_file import Snapshot
+from services.training.checkpoints import Checkpoints
 from services.training.code_version import code_version
 from services.training.data import load
-from services.training.data.dataset import Dataset, Split
-from services.training.device import Plan, choose_device, choose_plan, steps_per_second
-from services.training.evaluate import to_device
-from services.training.fit import fit, training_step
+from services.training.data.dataset import Dataset
+from services.training.device import Plan, choose_device
+from services.training.features import may_be_held
+from services.training.fit import fit
+from services.training.fit_run import abandon, open_fit_run
 from services.training.image_series import ImageSeries
+from services.training.listening import Enough, Listener, Told
+from services.training.memory import naming_the_batch_size
 from services.training.networks import ServedGraph, build, count_parameters
-from services.training.optimizers import make_optimizer, parameter_groups
+from services.training.optimizers import parameter_groups
 from services.training.progress import Progress
 from services.training.report import log_report
-from services.training.tracking import find_finished, open_run
+from services.training.speed import choose_plan, steps_per_second
+from services.training.stopping import Stopping
+from services.training.tracking import find_finished
+from services.training.trial import make_trial
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,39 +66,88 @@ class TrainResult:
     precision: str
     parameters: int
     trainable_parameters: int
+    plan: str = ""
+    """How the steps were computed, in one line."""
+    resumed: int = 0
+    """How often the fit went on from a checkpoint."""
     reused: bool = False
     """Whether a finished run of the same recipe, data and code was taken instead of fitting again."""
+    tracked: bool = True
+    """Whether MLflow has all of the run; otherwise it is kept on this machine, and `stride sync` sends it."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def train(recipe: Recipe, *, force: bool = False, progress: bool | None = None) -> TrainResult:
+def train(
+    recipe: Recipe,
+    *,
+    force: bool = False,
+    progress: bool | None = None,
+    tags: Mapping[str, str] | None = None,
+    listener: Listener | None = None,
+) -> TrainResult:
     """Fit a recipe and log it, or take the finished run of the same recipe, data and code.
+
+    A fit that was killed, stopped or cut off goes on from its last checkpoint, in its own run.
 
     Args:
         recipe: What to fit.
-        force: Fit even where such a run is finished.
+        force: Fit even where such a run is finished, and from the beginning where one is not.
         progress: False shows nothing; see `services.training.progress`.
+        tags: Of the run; where there are any, only a run with the same ones is taken or gone on with.
+        listener: Hears of every epoch; where it raises `Enough`, the fit is over.
 
     Raises:
-        DataError, RecipeError, DeviceError: before anything is fitted or logged.
+        DataError, RecipeError, DeviceError, AlreadyFitting: before anything is fitted or logged.
         FitError: the fit cannot go on; the run is kept as failed.
         RegistryError: the tracking server is away.
+        Terminated, KeyboardInterrupt: SIGTERM or Ctrl-C; the run is kept as killed, and goes on next time.
+        Enough: the listener has raised it; the run is kept as killed, and does not go on.
     """
-    choose_device()  # a device that is asked for and not there is told before the data are read
+    tags = tags or {}
+    device, _, _ = choose_device()  # one that is asked for and not there is told before the data are read
     recipe = pin(recipe)
-    dataset = load(recipe.data)
-    if not force and (reused := _finished(recipe, dataset)) is not None:
-        return reused
+    with Stopping() as stopping:
+        dataset = load(recipe.data)
+        identity = identity_of(recipe, dataset, device, tags)
+        if not force and (reused := _finished(recipe, dataset, tags)) is not None:
+            discard_checkpoints(identity)
+            return reused
+        with open_checkpoints(recipe.name, identity, stopping=stopping) as kept:
+            # Once more: the process that fitted the same may have been done in between
+            if not force and (reused := _finished(recipe, dataset, tags)) is not None:
+                kept.finish()
+                return reused
+            if force:
+                abandon(kept)
+                kept.clear()
+            return _fit(recipe, dataset, kept, progress, tags, listener)
+
+
+def _fit(
+    recipe: Recipe,
+    dataset: Dataset,
+    kept: Checkpoints,
+    progress: bool | None,
+    tags: Mapping[str, str],
+    listener: Listener | None,
+) -> TrainResult:
+    resume = kept.newest()
     # Weights, dropout and order come from the recipe's seed, and the caller's generators stay as they were.
     with torch.random.fork_rng():
         torch.manual_seed(recipe.fit.seed)
         graph = make_graph(recipe, dataset)
-        plan = _plan(graph, dataset, recipe)
+        plan = Plan.from_json(resume.state["facts"]["plan"]) if resume else _plan(graph, dataset, recipe)
         torch.manual_seed(recipe.fit.seed)  # the same dropout whether the plan was measured just now or remembered
-        with plan.using_threads():
-            return _fit_and_log(recipe, dataset, graph, plan, progress)
+        with plan.computing():
+            try:
+                result = _fit_and_log(recipe, dataset, graph, plan, kept, resume, progress, tags, listener)
+            except (Diverged, Enough):
+                kept.finish()  # from there it would only diverge again, or be stopped again
+                raise
+    kept.finish()
+    return result
 
 
 def estimate(recipe: Recipe) -> float:
@@ -101,9 +160,10 @@ def estimate(recipe: Recipe) -> float:
     with torch.random.fork_rng():
         graph = make_graph(recipe, dataset)
         plan = _plan(graph, dataset, recipe)
-        with plan.using_threads():
-            rate = steps_per_second(_trial(graph, dataset.train, recipe)(plan), plan.device, seconds=0.5)
-    return math.ceil(len(dataset.train) / recipe.fit.batch_size) * recipe.fit.epochs / rate
+        with plan.computing():
+            trial = make_trial(graph, dataset.train, recipe, steps=_steps(dataset, recipe))
+            rate = steps_per_second(trial(plan), plan.device, seconds=0.5)
+    return _steps(dataset, recipe) / rate
 
 
 def pin(recipe: Recipe) -> Recipe:
@@ -158,15 +218,28 @@ def normalization(
         return (0.0,) * channels, (1.0,) * channels
     values = np.arange(256) / 255
     mean, std = [], []
-    for channel in range(channels):  # a histogram gives both exactly, without a float copy of the images
-        share = np.bincount(images[..., channel].reshape(-1), minlength=256) / images[..., channel].size
+    # A histogram gives both exactly, without a float copy of the images, which may be too many for memory
+    counts = np.zeros((channels, 256), dtype=np.int64)
+    for start in range(0, len(images), 4096):
+        part = images[start : start + 4096]
+        counts += [np.bincount(part[..., channel].reshape(-1), minlength=256) for channel in range(channels)]
+    for channel in range(channels):
+        share = counts[channel] / counts[channel].sum()
         mean.append(float(share @ values))
         std.append(float(np.sqrt(share @ (values - mean[-1]) ** 2)) or 1.0)
     return tuple(mean), tuple(std)
 
 
 def _fit_and_log(
-    recipe: Recipe, dataset: Dataset, graph: ServedGraph, plan: Plan, progress: bool | None
+    recipe: Recipe,
+    dataset: Dataset,
+    graph: ServedGraph,
+    plan: Plan,
+    kept: Checkpoints,
+    resume: Snapshot | None,
+    progress: bool | None,
+    given: Mapping[str, str],
+    listener: Listener | None,
 ) -> TrainResult:
     counts = count_parameters(graph.network)
     tags = {
@@ -174,10 +247,14 @@ def _fit_and_log(
         "stride.test_fingerprint": dataset.test_fingerprint,
         "stride.code_version": code_version(),
         **{f"stride.{key}": value for key, value in plan.facts().items()},
+        **given,
     }
-    with open_run(recipe, tags=tags) as run:
+    with open_fit_run(recipe, tags=tags, kept=kept, resume=resume) as run:
+        kept.facts = {"plan": plan.to_json(), "run_id": run.run_id}
         run.dataset(dataset)
-        with ImageSeries(run, dataset.validation) as series, closing(Progress(show=progress)) as shown:
+        run.file("plan.json", json.dumps(plan.to_json(), indent=2))
+        series = ImageSeries(run, dataset.validation)
+        with closing(Progress(show=progress)) as shown:
             series.log(0, graph)  # before anything is learned; MLflow's slider begins here
             result = fit(
                 graph,
@@ -185,9 +262,11 @@ def _fit_and_log(
                 dataset.validation,
                 recipe,
                 plan,
-                log=run,
+                log=Told(run, listener) if listener else run,
                 progress=shown,
                 watch=series.watch,
+                keeper=kept,
+                resume=resume,
             )
             series.log(result.best_epoch, graph)  # the weights that were kept
         calibration = calibrate(graph, dataset.validation)
@@ -199,6 +278,7 @@ def _fit_and_log(
             "epochs": f"{len(result.history)}, the best was {result.best_epoch}; {result.stopped}",
             "seconds": f"{result.seconds:.1f}",
             "images_per_second": f"{result.images_per_second:,.0f}",
+            "images_from": result.images_from,
             "temperature": str(calibration),
         }
         probabilities, uncalibrated = predict_both(graph, dataset.test.images)
@@ -241,41 +321,37 @@ def _fit_and_log(
             precision=plan.precision,
             parameters=counts.total,
             trainable_parameters=counts.trainable,
+            resumed=result.resumed,
+            plan=plan.summary,
         )
+        if trouble := kept.trouble:
+            _log.warning("%s", trouble)
+            run.tags({"stride.checkpoints": trouble})
         run.file(runs.RESULT, json.dumps(answer.to_json(), indent=2))
-    return answer
+    return replace(answer, tracked=run.tracked)
 
 
-def _finished(recipe: Recipe, dataset: Dataset) -> TrainResult | None:
-    run_id = find_finished(recipe, data_fingerprint=dataset.fingerprint, code_version=code_version())
+def _finished(recipe: Recipe, dataset: Dataset, tags: Mapping[str, str]) -> TrainResult | None:
+    run_id = find_finished(recipe, data_fingerprint=dataset.fingerprint, code_version=code_version(), tags=tags)
     content = runs.read_result(run_id) if run_id else None
     return TrainResult(**{**content, "reused": True}) if content else None
 
 
 def _plan(graph: ServedGraph, dataset: Dataset, recipe: Recipe) -> Plan:
-    return choose_plan(
-        recipe.fit.precision,
-        trial=_trial(graph, dataset.train, recipe),
-        key=f"{recipe.digest()}|{dataset.train.images.shape[1:]}|{len(dataset.labels)}",
-        cache=places.home() / "cache",
-    )
+    steps = _steps(dataset, recipe)
+    weights = sum(p.numel() * p.element_size() for p in graph.parameters())
+    with naming_the_batch_size(recipe, choose_device()[0]):
+        plan = choose_plan(
+            recipe.fit.precision,
+            trial=make_trial(graph, dataset.train, recipe, steps=steps),
+            key=f"{recipe.digest()}|{dataset.train.images.shape[1:]}|{len(dataset.labels)}",
+            cache=places.home() / "cache",
+            steps=steps,
+            weights=weights,
+        )
+        # Not remembered with the rest: how much room there is is another matter every time
+        return replace(plan, features=may_be_held(graph, recipe, plan, dataset.train, dataset.validation))
 
 
-def _trial(graph: ServedGraph, train: Split, recipe: Recipe) -> Callable[[Plan], Callable[[], None]]:
-    size = recipe.fit.batch_size
-
-    def prepare(plan: Plan) -> Callable[[], None]:
-        copied = copy.deepcopy(graph).to(plan.device).to(memory_format=plan.memory_format).train()
-        optimizer = make_optimizer(recipe.optimizer, copied.network)
-        scaler = torch.amp.GradScaler(plan.device, enabled=False)
-        images = to_device(train.images[:size], plan.device)
-        labels = to_device(train.labels[:size], plan.device)
-        randomness = torch.Generator(device=plan.device).manual_seed(0)
-
-        def step() -> None:
-            batch = augment(images, recipe.augmentation, randomness) if recipe.augmentation.any else images
-            training_step(copied, batch, labels, recipe, plan, optimizer, scaler)
-
-        return step
-
-    return prepare
+def _steps(dataset: Dataset, recipe: Recipe) -> int:
+    return len(batch_bounds(len(dataset.train), recipe.fit.batch_size)) * recipe.fit.epochs

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_command
 
 from contracts.errors import DataError, StrideError
 from pipelines.cli.console import table
@@ -40,7 +41,9 @@ def answered(capsys: pytest.CaptureFixture[str]) -> Any:
 
 def test_every_command_of_the_contract_is_there() -> None:
     models = {"ship", "train", "export", "promote", "rollback", "history", "challenge", "tune"}
-    assert set(COMMANDS) == models | {"recipes", "data", "serve", "stop", "predict", "look", "reproduce", "doctor"}
+    others = {"recipes", "data", "serve", "stop", "predict", "look", "reproduce", "doctor", "sync", "sweep"}
+    assert set(COMMANDS) == models | others
+    assert set(get_command(app).commands) - set(COMMANDS) == {"bench", "jobs"}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

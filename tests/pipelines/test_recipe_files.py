@@ -160,3 +160,38 @@ def test_both_stages_of_vgg16_are_one_network_on_the_same_images() -> None:
     assert isinstance(second.model, Backbone)
     assert first.model.head == second.model.head
     assert second.model.weights == Weights(recipe=first.name, include="all")
+
+
+def test_what_somebody_else_sends_is_resolved_as_a_command_would() -> None:
+    changes = {"fit.epochs": 3, "optimizer.lr": 1e-5, "model.head.units": [8]}
+    typed = ["fit.epochs=3", "optimizer.lr=1.0e-05", "model.head.units=[8]"]
+    assert recipe_files.resolve("digits", changes) == recipe_files.load("digits", typed)
+
+
+def test_a_whole_recipe_is_resolved_and_left_as_it_was() -> None:
+    content = recipe_files.load("digits").model_dump(mode="json")
+    before = repr(content)
+    assert recipe_files.resolve({**content, "name": "mine"}, {"model.blocks.0.filters": 3}).name == "mine"
+    assert repr(content) == before
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "sentence"),
+    [
+        ("digitz", {}, "recipe 'digitz' is not known; did you mean 'digits'?"),
+        (
+            "./digits.yaml",
+            {},
+            "recipe './digits.yaml' is a path; give a recipe's name, or the recipe itself as an object.",
+        ),
+        ({"model": {}}, {}, "recipe: key 'name' is missing; add it."),
+        ("digits", {"fit..epochs": 1}, "--set 'fit..epochs' is not a key; write it like optimizer.lr."),
+        ("digits", {"model.blocks.9.filters": 1}, "--set model.blocks.9: model.blocks is a list of "),
+    ],
+)
+def test_what_cannot_be_resolved_is_one_sentence(
+    recipe: str | dict[str, object], overrides: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(RecipeError) as refused:
+        recipe_files.resolve(recipe, overrides)
+    assert refused.value.message.startswith(sentence)

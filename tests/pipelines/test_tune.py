@@ -100,6 +100,10 @@ def test_the_metrics_are_those_of_the_graph_that_is_served(make_run: Any, digits
     assert reference is not None
     assert sum(reference.classes) == len(digits.test)
     assert registry.connect().get_run(run_id).data.metrics["onnx/test/loss"] == metrics["test/loss"]
+    plain = bundle.manifest.measured("model.onnx")  # what a machine that cannot serve the choice serves
+    assert plain.metrics["test/loss"] == pytest.approx(bundle.manifest.parity["loss_onnx"])
+    assert plain.reference is not None
+    assert sum(plain.reference.classes) == len(digits.test)
 
 
 def test_the_run_holds_the_bundle_the_table_and_the_figures(

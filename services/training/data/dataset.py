@@ -10,13 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from services.training.data.rows import rows_of
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Split:
     """Images and their labels."""
 
     images: NDArray[np.uint8]
-    """uint8, shape (n, height, width, channels), values 0-255."""
+    """uint8, shape (n, height, width, channels), values 0-255; `Rows` stand for an array that memory cannot hold."""
     labels: NDArray[np.int64]
     """int64, shape (n,): indices into `Dataset.labels`."""
 
@@ -24,8 +26,10 @@ class Split:
         return len(self.labels)
 
     def take(self, indices: NDArray[np.intp]) -> Split:
-        """The images at `indices`, copied, in their order."""
-        return Split(images=self.images[indices], labels=self.labels[indices])
+        """The images at `indices`, in their order; copied, unless they are read from disk."""
+        rows = rows_of(self.images)
+        images = self.images[indices] if rows is None else rows.take(indices)
+        return Split(images=images, labels=self.labels[indices])
 
     def fingerprint(self) -> str:
         """sha256 over every image and its label, whatever their order."""
@@ -80,6 +84,8 @@ class Dataset:
 
 def digests(images: NDArray[np.uint8]) -> list[bytes]:
     """sha256 of each image, of its shape too: a white 2x8 image is not a white 4x4 one."""
+    if (rows := rows_of(images)) is not None:
+        return rows.digests
     shape = np.asarray(images.shape[1:], dtype="<i8").tobytes()
     flat = np.ascontiguousarray(images).reshape(len(images), -1)
     return [hashlib.sha256(shape + row.data).digest() for row in flat]

@@ -20,15 +20,23 @@ _CHUNK = 64  # images a task: small enough for an even load, large enough that t
 
 
 def decode_all(
-    read: Callable[[int], bytes], count: int, spec: ImageSpec, *, what: str
+    read: Callable[[int], bytes],
+    count: int,
+    spec: ImageSpec,
+    *,
+    what: str,
+    images: NDArray[np.uint8] | None = None,
 ) -> tuple[NDArray[np.uint8], dict[int, str]]:
     """Decode `count` images; `read` gives the bytes of one and is called from several threads.
+
+    Args:
+        images: Where they go, zeros of the right shape; in memory without it.
 
     Returns:
         uint8 images of shape (count, height, width, channels), and by index why an image could not be used (its
         place in the array is zero).
     """
-    images = np.zeros((count, *spec.shape), dtype=np.uint8)
+    images = np.zeros((count, *spec.shape), dtype=np.uint8) if images is None else images
     reasons: dict[int, str] = {}
 
     def work(start: int) -> int:
@@ -42,7 +50,10 @@ def decode_all(
                 reasons[index] = f"the file cannot be read: {error.strerror or error}"
         return stop - start
 
-    with ThreadPoolExecutor(_threads()) as pool, tqdm(total=count, desc=what, unit="image", disable=None) as bar:
+    with (
+        ThreadPoolExecutor(_threads()) as pool,
+        tqdm(total=count, desc=what, unit="image", disable=None if what else True) as bar,
+    ):
         for done in as_completed([pool.submit(work, start) for start in range(0, count, _CHUNK)]):
             bar.update(done.result())
     return images, dict(sorted(reasons.items()))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ from services.training.data.cache import Arrays, key_of, remember
 from services.training.data.classes import indices_of
 from services.training.data.dataset import Skipped, Source, Split
 from services.training.data.decoding import decode_all
+from services.training.data.mapped import remember_rows
 from services.training.data.warn import warn
+from services.training.room import resident_limit
 
 _LOG = logging.getLogger(__name__)
 _SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
@@ -68,11 +71,13 @@ def read(config: Data, cache: Path) -> Source:
     labels = _labels(root, directories, config.classes)
     # Everything that names alone can tell is refused before the first image is decoded.
     listings = [_list(split, directory, labels) for split, directory in directories.items()]
+    size = sum(len(listing.files) for listing in listings) * math.prod(config.image.shape)
+    too_many = size > resident_limit("cpu")
     splits: dict[str, Split] = {}
     skipped: list[Skipped] = []
     paths: tuple[str, ...] = ()
     for listing in listings:
-        split, bad = _decode(listing, config.image, cache)
+        split, bad = _decode(listing, config.image, cache, on_disk=too_many)
         prefix = "" if listing.directory == root else f"{listing.directory.name}/"
         skipped += [Skipped(path=prefix + item.path, reason=item.reason) for item in bad]
         if bad and config.on_bad_image == "fail":
@@ -139,8 +144,8 @@ def _list(split: str, directory: Path, labels: Sequence[str]) -> _Listing:
     return _Listing(split=split, directory=directory, files=tuple(files))
 
 
-def _decode(listing: _Listing, spec: ImageSpec, cache: Path) -> tuple[Split, list[Skipped]]:
-    """The images of one split that could be decoded, and the files that could not."""
+def _decode(listing: _Listing, spec: ImageSpec, cache: Path, *, on_disk: bool) -> tuple[Split, list[Skipped]]:
+    """The images of one split that could be decoded, and the files that could not; `on_disk`: not in memory."""
     stats = [_stat(listing.directory / path) for _, path in listing.files]
     identity = [[path, size, modified] for (_, path), (size, modified) in zip(listing.files, stats, strict=True)]
     where = [str(listing.directory.resolve()), spec.model_dump()]
@@ -164,10 +169,16 @@ def _decode(listing: _Listing, spec: ImageSpec, cache: Path) -> tuple[Split, lis
         document = json.dumps([[index, reason] for index, reason in reasons.items()])
         return {"images": images, "reasons": np.frombuffer(document.encode(), dtype=np.uint8)}
 
-    stored = remember(cache / f"folder-{key_of(*where)[:24]}.arrays", key_of(where, identity, _RULES), build)
-    reasons = json.loads(stored["reasons"].tobytes())
+    path, key = cache / f"folder-{key_of(*where)[:24]}", key_of(where, identity, _RULES)
+    if on_disk:
+        what = f"decoding {listing.directory.name}"
+        rows, found = remember_rows(path, key, read_file, len(labels), spec, what=what)
+        images, reasons = rows.as_images(), list(found.items())
+    else:
+        stored = remember(path.with_suffix(".arrays"), key, build)
+        images, reasons = stored["images"], json.loads(stored["reasons"].tobytes())
     bad = [Skipped(path=listing.files[index][1], reason=reason) for index, reason in reasons]
-    return Split(images=stored["images"], labels=np.delete(labels, [index for index, _ in reasons])), bad
+    return Split(images=images, labels=np.delete(labels, [index for index, _ in reasons])), bad
 
 
 def _stat(path: Path) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from torch import nn
 
 from services.training.calibration import logits_of
 from services.training.evaluate import batch_size, evaluate, predict
+from services.training.loader import Resident
 from services.training.networks import ServedGraph
 
 
@@ -36,11 +37,15 @@ def test_every_image_counts_once_whatever_the_batches(monkeypatch: pytest.Monkey
     graph = ServedGraph(network, output="softmax", mean=(0.5,) * 3, std=(0.2,) * 3)
     images = np.random.default_rng(0).integers(0, 256, (9, 300, 300, 3), dtype=np.uint8)
     labels = torch.tensor([0, 1] * 4 + [0])
-    whole = predict(graph, images), logits_of(graph, images), evaluate(graph, torch.from_numpy(images), labels)
+    whole = (
+        predict(graph, images),
+        logits_of(graph, images),
+        evaluate(graph, Resident(torch.from_numpy(images), labels)),
+    )
     assert set(network.seen) == {9}
     network.seen.clear()
     monkeypatch.setattr("services.training.evaluate._VALUES", 4 * 300 * 300 * 3)
-    few = predict(graph, images), logits_of(graph, images), evaluate(graph, torch.from_numpy(images), labels)
+    few = predict(graph, images), logits_of(graph, images), evaluate(graph, Resident(torch.from_numpy(images), labels))
     assert network.seen == [4, 4, 1] * 3
     np.testing.assert_allclose(few[0], whole[0], atol=1e-6)
     np.testing.assert_allclose(few[1], whole[1], atol=1e-5)

@@ -14,11 +14,13 @@ from contracts.images import ImageSpec
 from contracts.recipe import Block, Convnet, Data, Head, Recipe
 from services.training.data.dataset import Split
 from services.training.device import Plan
-from services.training.evaluate import evaluate, to_device
-from services.training.fit import FitResult, fit, training_step
+from services.training.evaluate import evaluate
+from services.training.fit import FitResult, fit
+from services.training.loader import open_source
 from services.training.networks import ServedGraph, build
 from services.training.optimizers import make_optimizer
 from services.training.progress import Progress
+from services.training.step import training_step
 
 SPEC = ImageSpec(height=8, width=8, channels=1)
 
@@ -97,7 +99,7 @@ def run(
 def test_a_network_learns_in_every_precision_and_output(output: str, precision: str) -> None:
     graph, result = run(recipe(output), precision=precision)
     test = stripes(100, 3)
-    _, accuracy = evaluate(graph, to_device(test.images, "cpu"), to_device(test.labels, "cpu"))
+    _, accuracy = evaluate(graph, open_source(test, "cpu"))
     assert accuracy > 0.95
     assert result.best["validation/accuracy"] > 0.95
 
@@ -160,7 +162,7 @@ def test_the_averaged_weights_are_evaluated_and_kept() -> None:
     )
     kept = graph.state_dict()
     assert all(torch.equal(value, watched[-1][name]) for name, value in kept.items())
-    loss, _ = evaluate(graph, to_device(held_out.images, "cpu"), to_device(held_out.labels, "cpu"))
+    loss, _ = evaluate(graph, open_source(held_out, "cpu"))
     assert loss == pytest.approx(result.history[-1]["validation/loss"], rel=1e-4)
     without = run(recipe(fit={**fitting, "ema": None}))[0].state_dict()
     assert any(not torch.equal(value, without[name]) for name, value in kept.items())
@@ -205,7 +207,7 @@ def test_early_stopping_ends_the_fit_and_the_best_weights_are_restored() -> None
     assert result.best_epoch == len(result.history) - 2
     assert "was not better for 2 epochs" in result.stopped
     held_out = stripes(60, 2)
-    loss, accuracy = evaluate(graph, to_device(held_out.images, "cpu"), to_device(held_out.labels, "cpu"))
+    loss, accuracy = evaluate(graph, open_source(held_out, "cpu"))
     assert accuracy == result.best["validation/accuracy"]
     assert loss == pytest.approx(result.best["validation/loss"], rel=1e-4)
 
@@ -239,7 +241,7 @@ def test_the_last_batch_may_be_ragged_and_every_image_counts() -> None:
     config = config.model_copy(update={"model": plain})
     train = stripes(130, 1, noise=400.0)
     graph, result = run(config, train=train)
-    loss, accuracy = evaluate(graph, to_device(train.images, "cpu"), to_device(train.labels, "cpu"))
+    loss, accuracy = evaluate(graph, open_source(train, "cpu"))
     assert result.history[0]["train/loss"] == pytest.approx(loss, rel=1e-5)
     assert result.history[0]["train/accuracy"] == pytest.approx(accuracy)
 

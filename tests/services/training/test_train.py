@@ -17,6 +17,7 @@ from contracts.images import encode_png
 from contracts.recipe import Recipe, parse
 from services.training.calibration import fit_temperature, logits_of
 from services.training.data import load
+from services.training.device import Plan
 from services.training.evaluate import predict
 from services.training.runs import load_run
 from services.training.train import TrainResult, normalization, pin, train
@@ -258,6 +259,18 @@ def test_the_callers_random_numbers_stay_as_they_were(trained: tuple[Path, Train
 def test_the_result_is_json(trained: tuple[Path, TrainResult]) -> None:
     content = json.loads(json.dumps(trained[1].to_json()))
     assert {"run_id", "test_accuracy", "test_loss", "images_per_second", "epochs", "seconds", "device"} <= set(content)
+
+
+@pytest.mark.usefixtures("trained_home")
+def test_a_run_holds_how_its_steps_were_computed(trained: tuple[Path, TrainResult]) -> None:
+    result = trained[1]
+    client = MlflowClient(places.tracking_uri())
+    plan = Plan.from_json(json.loads(Path(client.download_artifacts(result.run_id, "plan.json")).read_text()))
+    assert plan.summary == result.plan
+    assert (plan.device, plan.precision) == (result.device, result.precision)
+    tags = client.get_run(result.run_id).data.tags
+    assert tags["stride.features"] == "no: the base is fitted, too"
+    assert "stride.candidates" not in tags
 
 
 def test_standard_normalisation_is_the_mean_and_deviation_of_every_channel() -> None:
