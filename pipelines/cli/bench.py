@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Protocol
 
 import typer
 
@@ -36,6 +37,33 @@ def _find_benchmarks() -> None:
         raise RequestError(f"stride bench: {_ROOT} holds no benchmarks/; run it from a checkout of the sources.")
     if str(_ROOT) not in sys.path:
         sys.path.append(str(_ROOT))
+
+
+class _Bar(Protocol):
+    def line(self) -> str: ...
+
+
+class _Outcome(Protocol):
+    @property
+    def results(self) -> dict[str, Any]: ...
+    @property
+    def bars(self) -> Sequence[_Bar]: ...
+    @property
+    def report(self) -> Path: ...
+    @property
+    def held(self) -> bool: ...
+
+
+def _tell(outcome: _Outcome, *, as_json: bool) -> None:
+    """Print what was measured; exit 1 where a bar was missed."""
+    if as_json:
+        answer_json(outcome.results)
+    else:
+        for bar in outcome.bars:
+            answer(bar.line())
+    say(f"the report is {outcome.report}")
+    if not outcome.held:
+        raise typer.Exit(1)
 
 
 @bench.command("serve")
@@ -72,14 +100,7 @@ def serve(
         from benchmarks.serving.run import run
 
         outcome = run(Options.of(quick=quick, peers=peers, minutes=minutes, output=output), say=say)
-    if as_json:
-        answer_json(outcome.results)
-    else:
-        for bar in outcome.bars:
-            answer(bar.line())
-    say(f"the report is {outcome.report}")
-    if not outcome.held:
-        raise typer.Exit(1)
+    _tell(outcome, as_json=as_json)
 
 
 @bench.command("train")
@@ -115,11 +136,4 @@ def train(
         from benchmarks.training.run import Options, run
 
         outcome = run(Options.of(quick=quick, full=full, recipes=recipes, peers=peers, output=output), say=say)
-    if as_json:
-        answer_json(outcome.results)
-    else:
-        for bar in outcome.bars:
-            answer(bar.line())
-    say(f"the report is {outcome.report}")
-    if not outcome.held:
-        raise typer.Exit(1)
+    _tell(outcome, as_json=as_json)

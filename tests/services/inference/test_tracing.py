@@ -161,7 +161,7 @@ def test_logs_of_a_request_hold_its_ids(make_image: Callable[[int], NDArray[np.u
 
     def line() -> dict[str, str]:
         found: dict[str, str] = json.loads(
-            logs._JsonLine().format(logging.LogRecord("x", logging.INFO, "", 0, "event", (), None))
+            logs._LOG.line.format(logging.LogRecord("x", logging.INFO, "", 0, "event", (), None))
         )
         return found
 
