@@ -12,7 +12,11 @@
     ├── RegistryError        the tracking server is away, or does not hold what was asked for
     ├── GateRefused          the gate said no; the champion stays
     ├── RequestError         a request whose parameters are wrong
-    │   └── NotFound         nothing stands at that address, or no model has that name
+    │   ├── NotFound         nothing stands at that address, or no model has that name
+    │   ├── MalformedBody    a body that does not follow its own Content-Type
+    │   ├── MethodNotAllowed the address is known, the method is not
+    │   ├── SlowBody         the body did not arrive in time
+    │   └── Unauthorized     no API key, or none that is known, where one is asked for
     ├── ImageError           bytes that are an image but cannot be decoded
     │   ├── NotAnImage       bytes of a kind that is not served
     │   └── TooLarge         more bytes, pixels, parts or rows than the limit
@@ -85,6 +89,32 @@ class RequestError(StrideError):
 
 class NotFound(RequestError):
     status, code = 404, "not_found"
+
+
+class MalformedBody(RequestError):
+    status, code = 400, "malformed_body"
+
+
+class MethodNotAllowed(RequestError):
+    status, code = 405, "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: str = "") -> None:
+        super().__init__(message)
+        self.allow = allow
+        """The methods that there are, as the header Allow lists them."""
+
+
+class SlowBody(RequestError):
+    status, code = 408, "slow_body"
+
+
+class Unauthorized(RequestError):
+    status, code = 401, "unauthorized"
+
+    def __init__(self, message: str, *, given: bool = False) -> None:
+        super().__init__(message)
+        self.given = given
+        """A key was sent, but it is not one of ours."""
 
 
 class ImageError(StrideError):

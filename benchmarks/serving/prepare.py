@@ -112,9 +112,11 @@ def publish(bundle: Bundle, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
     from pipelines.registry import connect
+    from services.training import tracking
 
     client = connect()
-    run = client.create_run("0").info
+    # MLflow's own experiment would keep its files in the current directory.
+    run = client.create_run(tracking.experiment_id(client, places.tracking_uri(), "benchmark")).info
     client.log_artifacts(run.run_id, str(bundle.path), registry.BUNDLE_ARTIFACT)
     client.set_terminated(run.run_id)
     try:

@@ -16,11 +16,11 @@ from typing import Any, Final
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Match
 
-from contracts.errors import NotFound, Overloaded, StrideError, TooLarge
+from contracts.errors import MethodNotAllowed, NotFound, Overloaded, SlowBody, StrideError, TooLarge, Unauthorized
 from services.inference import exposition, ids, keys, logs, openapi, tracing
 from services.inference.bento import Parts
 from services.inference.bodies import ClientGone, Receive, Scope
-from services.inference.errors import BodiesFull, MethodNotAllowed, SlowBody, Unauthorized
+from services.inference.errors import BodiesFull
 from services.inference.formats import Files, Format
 from services.inference.keys import Keys
 from services.inference.lifespan import lifespan
@@ -135,7 +135,7 @@ class Application(Starlette):
         if self.keys is None or scope["path"] in keys.OPEN:
             return True
         try:
-            self.keys.check(scope["headers"])
+            self.keys.check(scope["headers"], scope["path"])
         except Unauthorized as error:
             await self._refuse(scope, send, "other", error, _request_id(scope))
             return False
@@ -226,6 +226,7 @@ class Application(Starlette):
         return json.dumps(self.models.describe()).encode(), b"application/json", []
 
     async def _exposed(self) -> Answer:
+        self.metrics.publish()
         body, media_type = await asyncio.to_thread(exposition.expose, gpu=self.metrics.gpu)
         return body, media_type.encode(), []
 

@@ -44,9 +44,14 @@ class Backlog:
         """Whether as many wait as may."""
         return len(self._waiting) >= self.most
 
+    @property
+    def behind(self) -> bool:
+        """Whether what comes now begins in a later round, which will be a whole one."""
+        return self._begun >= ROUND or bool(self._waiting)
+
     def take(self, begin: Callable[[], None]) -> None:
         """Begin a request, in this round or when its turn comes."""
-        if self._begun >= ROUND or self._waiting:
+        if self.behind:
             self._waiting.append(begin)
             return
         if not self._begun:

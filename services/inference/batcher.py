@@ -4,9 +4,8 @@ It is work-conserving: while the thread computes, what arrives gathers; when it 
 up to `max_batch` rows, at once. Nothing polls and nothing waits on purpose, so one request alone is run alone and at
 once, and under load the batches grow by themselves.
 
-Waking a thread and being woken by it costs about as much as a tiny network's answer. So a batch that is known to be a
-matter of a millisecond, and finds the thread idle, is run on the event loop itself, once the loop has read all that has
-come in with it.
+Waking a thread and being woken by it costs about as much as a tiny network's answer. So a batch that is known to be
+quick, and finds the thread idle, is run on the event loop itself, once the loop has read all that has come in with it.
 """
 
 from __future__ import annotations
@@ -18,24 +17,19 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
-
-import numpy as np
 
 from contracts.errors import Overloaded, StrideError
 from services.inference import logs
 from services.inference.batch import Images, Job, Probabilities, Ran, Reason
-from services.inference.errors import InferenceFailed
+from services.inference.runs import Outcome, Runs
 from services.inference.tracing import Trace
 
 _STOP: Final = None
-_NEWEST: Final = 0.2
-"""The weight of the newest batch in the mean seconds a row; a load that changes is followed within some ten batches."""
 _MARGIN: Final = 0.75
 """The part of its deadline that a request may be expected to wait: the mean is known only so well."""
-_Outcome = tuple[Job, Probabilities | StrideError]
-_Deliver = Callable[[list[_Outcome], Ran | None], None]
+_Deliver = Callable[[list[Outcome], Ran | None], None]
 
 
 class Batcher:
@@ -64,7 +58,7 @@ class Batcher:
             on_batch: is told of each run, on the loop.
             at_once_s: a batch of so many expected seconds may hold up the loop instead of going through the thread.
         """
-        self._infer = infer
+        self._runs = Runs(infer, max_batch=max_batch)
         self._loop = loop
         self._max_batch = max_batch
         self._queue_rows = queue_rows
@@ -74,7 +68,6 @@ class Batcher:
         self._near: list[Job] = []
         """What came in this round of the loop, while the thread was idle."""
         self._nowhere = contextvars.Context()  # of no request: a batch belongs to several
-        self._row_s = 0.0
         self._submitted = 0  # counted by the loop alone,
         self._settled = 0  # and by the thread, or by the loop while the thread has none: neither needs a lock
         self._closing = False
@@ -115,13 +108,13 @@ class Batcher:
         """
         # What was given up by its client is released at once, but holds its memory until the thread comes to it.
         before = max(self.rows, self._submitted - self._settled)
-        retry = max(1.0, before * self._row_s)
+        retry = max(1.0, before * self._runs.row_s)
         if before + rows > self._queue_rows:
             waiting = f"{before} images are waiting, {self._queue_rows} is the limit"
             raise Overloaded(f"the queue is full: {waiting}; try again in {retry:.0f} s.", retry_after_s=retry)
         # The first in line is always taken: its run is what corrects a mean that has become too large.
-        if before and (before + rows) * self._row_s > _MARGIN * within_s:
-            waiting = f"{before} images are waiting, about {before * self._row_s:.1f} s of work"
+        if before and (before + rows) * self._runs.row_s > _MARGIN * within_s:
+            waiting = f"{before} images are waiting, about {before * self._runs.row_s:.1f} s of work"
             detail = f"the deadline would pass: {waiting}; try again in {retry:.0f} s."
             raise Overloaded(detail, retry_after_s=retry, reason="would_be_late")
 
@@ -145,8 +138,7 @@ class Batcher:
         """
         future: asyncio.Future[Probabilities] = self._loop.create_future()
         job = Job(images, future, time.perf_counter(), expires, trace)
-        idle = self._submitted == self._settled
-        if not aside and (self._near or (self._at_once_s and idle and self._quick(len(images)))):
+        if not aside and (self._near or self.takes_now(len(images))):
             if not self._near:
                 self._loop.call_soon(self._run_near, context=self._nowhere)
             self._near.append(job)
@@ -154,6 +146,25 @@ class Batcher:
             self._inbox.put(job)
         self._submitted += len(images)
         return future
+
+    def takes_now(self, rows: int) -> bool:
+        """Whether so many rows may be run on the loop: that is quick, and the thread is idle."""
+        return self._submitted == self._settled and self._quick(rows)
+
+    def run_now(self, images: Sequence[Images], since: Sequence[float]) -> Probabilities | None:
+        """Run on the loop what the loop has to answer anyway, without places and futures.
+
+        Args:
+            images: of each request, uint8 (n, height, width, channels).
+            since: when each was ready, on time.perf_counter's clock.
+
+        Returns:
+            float32 (all their rows, classes); None where it may not be, or fails: each is to be submitted then.
+        """
+        if not self.takes_now(sum(map(len, images))) or (ran := self._runs.at_once(images, since)) is None:
+            return None
+        self._on_batch(ran[1])
+        return ran[0]
 
     def close(self) -> None:
         """End the thread once everything that was admitted has been released, and nobody keeps it."""
@@ -165,8 +176,8 @@ class Batcher:
             self._inbox.put(_STOP)
 
     def _quick(self, rows: int) -> bool:
-        """Whether so many rows are run in no time; of the first ones nobody knows."""
-        return 0.0 < rows * self._row_s <= self._at_once_s
+        """Whether so many rows hold up the loop for no longer than may be; of the first ones nobody knows."""
+        return 0.0 < rows * self._runs.row_s <= self._at_once_s
 
     def _run_near(self) -> None:
         """Run what came in the last round of the loop: here if that is quick, in the thread if not."""
@@ -185,8 +196,7 @@ class Batcher:
         while job is not None:
             batch, held, _ = self._gather(job, lambda: next(waiting, _STOP), self._settle)
             if batch:
-                rows = sum(len(one.images) for one in batch)
-                self._run(batch, rows, "full" if rows >= self._max_batch else "idle", self._settle)
+                self._run(batch, "idle", self._settle)
             job = held or next(waiting, None)
 
     def _work(self) -> None:
@@ -198,9 +208,7 @@ class Batcher:
                 return
             batch, held, stop = self._gather(job, self._arrived, self._deliver)
             if batch:
-                rows = sum(len(job.images) for job in batch)
-                full = held is not None or rows >= self._max_batch
-                self._run(batch, rows, "full" if full else "idle" if idle else "gathered", self._deliver)
+                self._run(batch, "full" if held is not None else "idle" if idle else "gathered", self._deliver)
             if stop:
                 return
             del job, batch  # they would hold the images of the last batch until the next one
@@ -218,7 +226,7 @@ class Batcher:
     ) -> tuple[list[Job], Job | None, bool]:
         """All that waits, up to `max_batch` rows: the batch, the job that did not fit, and whether to end."""
         batch: list[Job] = []
-        late: list[_Outcome] = []
+        late: list[Outcome] = []
         rows = 0
         held: Job | None = None
         while job is not _STOP:
@@ -244,53 +252,18 @@ class Batcher:
             deliver(late, None)
         return batch, held, job is _STOP
 
-    def _run(self, batch: list[Job], rows: int, reason: Reason, deliver: _Deliver) -> None:
-        started = time.perf_counter()
-        outcomes: list[_Outcome]
-        try:
-            if len(batch) == 1:
-                outcomes = [(batch[0], self._answers(batch[0].images))]
-            else:
-                answers = self._answers(np.concatenate([job.images for job in batch]))
-                outcomes, at = [], 0
-                for job in batch:
-                    outcomes.append((job, answers[at : at + len(job.images)]))
-                    at += len(job.images)
-        except Exception as error:  # noqa: BLE001 - whatever the runtime raises must not end the thread
-            outcomes = [self._alone(job, error if len(batch) == 1 else None) for job in batch]
-        elapsed = time.perf_counter() - started
-        newest = _NEWEST if self._row_s else 1.0
-        self._row_s += newest * (elapsed / rows - self._row_s)
-        for job in batch:
-            if job.trace is not None:
-                job.trace.submitted, job.trace.inferring, job.trace.inferred = job.since, started, started + elapsed
-        self._settled += rows  # from here on the thread counts as idle
-        deliver(outcomes, Ran(rows, reason, elapsed, tuple(started - job.since for job in batch)))
+    def _run(self, batch: list[Job], reason: Reason, deliver: _Deliver) -> None:
+        outcomes, ran = self._runs.together(batch, reason)
+        self._settled += ran.rows  # from here on the thread counts as idle
+        deliver(outcomes, ran)
 
-    def _answers(self, images: Images) -> Probabilities:
-        answers = self._infer(images)
-        if len(answers) != len(images):  # cut into parts, they would go to the wrong questions
-            raise ValueError(f"the model gave {len(answers)} answers to {len(images)} images")
-        return answers
-
-    def _alone(self, job: Job, error: Exception | None) -> _Outcome:
-        """Run one job of a failed batch by itself, so that only the one that fails pays for it."""
-        if error is None:
-            try:
-                return job, self._answers(job.images)
-            except Exception as own:  # noqa: BLE001 - as above
-                error = own
-        trace = {"trace_id": job.trace.trace_id.decode()} if job.trace is not None else {}
-        logs.failure("inference_failed", error, rows=len(job.images), request_id=job.request_id, **trace)
-        return job, InferenceFailed("the model failed on this image; the server's log says why.")
-
-    def _deliver(self, outcomes: list[_Outcome], ran: Ran | None) -> None:
+    def _deliver(self, outcomes: list[Outcome], ran: Ran | None) -> None:
         try:
             self._loop.call_soon_threadsafe(self._settle, outcomes, ran)
         except RuntimeError:  # the loop is closed: the process ends, and nobody waits any more
             logs.warning("answers_dropped", requests=len(outcomes))
 
-    def _settle(self, outcomes: list[_Outcome], ran: Ran | None) -> None:
+    def _settle(self, outcomes: list[Outcome], ran: Ran | None) -> None:
         for job, outcome in outcomes:
             if job.future.done():  # cancelled while it was computed
                 continue

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
-from contracts.errors import TooLarge
-from services.inference.errors import BodiesFull, SlowBody
+from contracts.errors import SlowBody, TooLarge
+from services.inference.errors import BodiesFull
 from services.inference.forms import Form, is_form
 from services.inference.settings import Settings
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from math import inf
@@ -16,14 +17,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services.inference.backlog import Backlog
+from services.inference import piece as pieces
+from services.inference.backlog import ROUND, Backlog
+from services.inference.piece import MAX_FIELDS, Piece
 
 if TYPE_CHECKING:
+    from services.inference.fast_path import Asked, FastPath
     from services.inference.refusals import Refusals
 
 MAX_HEAD_BYTES: Final = 65_536
-MAX_HEADERS: Final = 100
 _BODY: Final = (b"content-length", b"transfer-encoding")
+_LINGER_S: Final = 2.0
+_LINGER_BYTES: Final = 16 * 1024 * 1024
+"""How long, and how much, a client may go on sending of a body that has been refused before it reads that."""
 _SWEEP_S: Final = 0.25
 """Between two looks for connections whose time is over: a timer for each request would cost more."""
 
@@ -34,6 +40,8 @@ class Connection(HttpToolsProtocol):
     backlog: ClassVar[Backlog] = Backlog()
     refusals: ClassVar[Refusals | None] = None
     """None: nothing is refused here, as while the service begins and ends."""
+    fast_path: ClassVar[FastPath | None] = None
+    """None: every request goes the usual way, as then, or where requests are traced."""
     _all: ClassVar[set[Any]] = set()
     """This process' open connections: uvicorn's own set, shared by all of them."""
     _sweeper: ClassVar[asyncio.TimerHandle | None] = None
@@ -67,6 +75,11 @@ class Connection(HttpToolsProtocol):
         """And the connection ends with it."""
         self._resting = False
         """All that came has been answered."""
+        self._gentle = _Gentle(self)
+        self._lingering = -1
+        """Bytes that may still come, and are passed over, on a connection that has ended otherwise; -1: it has not."""
+        self._asked: Asked | None = None
+        """What is on the fast path; the parser has seen nothing of it."""
         # A client that says nothing at all is none either.
         self.ends = self.loop.time() + self.head_s
         """On the loop's clock: when the connection is closed unless something happens; inf while a request is at work,
@@ -76,15 +89,64 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.ends = inf
+        if (asked := self._asked) is not None:
+            asked.asker = self._asked = None
+        self._gentle.close = self.transport.close  # or the two would hold on to each other
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._moved = False
-        if self.backlog.full and not self._within and self._refuse_piece(data):
+        if self._lingering >= 0:
+            self._lingering -= len(data)
+            if self._lingering < 0:
+                self.transport.close()
             return
+        if self._asked is not None:  # something comes behind it: both go the usual way, in their order
+            self.take_back()
+        elif not self._within and self._at_rest() and (piece := pieces.read(data)) is not None and self._take(piece):
+            return
+        self._parse(data)
+
+    def answer(self, data: bytes) -> None:
+        """Send the answer to what is on the fast path."""
+        self._asked = None
+        self.server_state.total_requests += 1
+        self.transport.write(data)
+        self._rest()
+
+    def take_back(self) -> None:
+        """Have what is on the fast path go the usual way."""
+        if (asked := self._asked) is not None:
+            asked.asker = self._asked = None
+            self._parse(asked.piece.data)
+
+    def shutdown(self) -> None:
+        self.take_back()  # or uvicorn would take the connection for one at rest
+        super().shutdown()
+
+    def end(self) -> None:
+        """Close the connection behind its last answer.
+
+        What has not been read of a body would have the kernel reset the connection, and many a client would then not
+        see the answer. So our side alone is closed at first, and the client has some time to do the same.
+        """
+        if not self._within or self.transport.is_closing() or not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self._lingering = _LINGER_BYTES
+        self.ends = self.loop.time() + _LINGER_S
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        if self._answering():  # the parser has met an error in its body
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+    def _parse(self, data: bytes) -> None:
+        self._moved = False
         if self._resting:
             self._resting, self.ends = False, inf
         super().data_received(data)
+        if self._lingering >= 0:
+            return
         if self._answering():
             self.ends = inf
         elif self.ends == inf:
@@ -102,8 +164,8 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._moved = True
-        if len(self.headers) > MAX_HEADERS:
-            self._too_large(f"{len(self.headers)} fields where {MAX_HEADERS} are allowed")
+        if len(self.headers) > MAX_FIELDS:
+            self._too_large(f"{len(self.headers)} fields where {MAX_FIELDS} are allowed")
             raise ValueError  # the parser stops at whatever is raised, and has the answer below sent
         if self.parser.should_upgrade() and any(name in _BODY for name, value in self.headers if value != b"0"):
             # The parser skips such a body, and would take what comes later of it for a request of its own.
@@ -128,7 +190,7 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """As uvicorn's, but for its timer, of which it makes one for every answer."""
         self.server_state.total_requests += 1
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._lingering >= 0:
             return
         self.flow.resume_reading()
         if self.pipeline:
@@ -142,31 +204,41 @@ class Connection(HttpToolsProtocol):
         body = json.dumps(content | {"code": code}).encode()
         head = f"HTTP/1.1 {status} {status.phrase}\r\ncontent-type: application/problem+json\r\n"
         self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
-        self.transport.close()
+        self.end()
         if self.refusals is not None:
             self.refusals.count(status, code)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        cycle.transport = self._gentle
         self.backlog.take(partial(super()._start_asgi_task, cycle, app))
 
     def _answering(self) -> bool:
         """Whether a request is at work here."""
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _refuse_piece(self, data: bytes) -> bool:
-        """Refuse what came, if it is one whole prediction and all before it has been answered and sent."""
-        if self.refusals is None or self._answering() or self.flow.write_paused:
+    def _at_rest(self) -> bool:
+        """Whether all that came before has been answered and sent, so that an answer may be written past uvicorn."""
+        return not self._answering() and not self.flow.write_paused and not self.transport.is_closing()
+
+    def _take(self, piece: Piece) -> bool:
+        """Refuse a whole prediction, or take it on the fast path; whether either could be done."""
+        server = self.server_state.default_headers
+        if self.backlog.full:
+            if self.refusals is None:
+                return False
+            self.transport.write(self.refusals.of_piece(piece, server))
+            self._rest()
+            return True
+        together = ROUND if self.backlog.behind else 1
+        if self.fast_path is None or (asked := self.fast_path.take(piece, self, together)) is None:
             return False
-        answer = self.refusals.of_piece(data, self.server_state.default_headers)
-        if answer is None:
-            return False
-        self.transport.write(answer)
-        self._rest()
+        self._asked, self._resting, self.ends = asked, False, inf
+        self.backlog.take(partial(self.fast_path.begin, asked, server))
         return True
 
     def _refuse_head(self) -> bool:
         """Refuse the prediction whose head has been parsed, likewise; what follows of it is passed over."""
-        if self.refusals is None or self._answering() or self.flow.write_paused:
+        if self.refusals is None or not self._at_rest():
             return False
         if self.parser.get_method() != b"POST" or self.parser.should_upgrade():
             return False
@@ -189,3 +261,12 @@ class Connection(HttpToolsProtocol):
     def _too_large(self, found: str) -> None:
         detail = f"the head of the request has {found}; send fewer or shorter header fields."
         self._problem = (HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large", detail)
+
+
+class _Gentle:
+    """The transport as uvicorn's answers see it: they write to it, and close it behind the last one."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.write = connection.transport.write
+        self.is_closing = connection.transport.is_closing
+        self.close: Callable[[], None] = connection.end

@@ -39,6 +39,8 @@ class Decoder:
     def now(self, files: list[bytes], spec: ImageSpec) -> NDArray[np.uint8] | None:
         """The request's images where decoding them at once costs less than giving them away; None elsewhere.
 
+        uint8, (1, height, width, channels).
+
         Raises:
             ImageError, NotAnImage: the image cannot be decoded.
         """

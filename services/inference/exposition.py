@@ -13,14 +13,18 @@ import functools
 import os
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from contracts.registry import CHALLENGER
 from services.inference import logs
 
 _BURIED: Final = 0
 """Stands for the process id in the name of the file of what dead workers counted; no worker has it."""
+_CHALLENGERS: Final = 10
+"""Versions of each model whose comparison is shown, beside the served one's; the files keep every one that ever was,
+and without a bound each of them would be a series for ever."""
 _HIDDEN: Final[dict[str, Callable[[float], bool]]] = {
     # The files cannot forget a series, so a value says that it is no more.
     "stride_model_info": lambda value: value == 0,
@@ -100,6 +104,19 @@ def _alone(directory: Path) -> Iterator[None]:
         yield
 
 
+def last(samples: list[Any], served: Collection[tuple[str, str]]) -> list[Any]:
+    """Those of the challengers that are served, and of the last ones of each model, which have the highest numbers."""
+    versions: dict[str, set[str]] = defaultdict(set)
+    for sample in samples:
+        versions[sample.labels["model"]].add(sample.labels["challenger"])
+    kept = {(model, one) for model, all_ in versions.items() for one in sorted(all_, key=_number)[-_CHALLENGERS:]}
+    return [one for one in samples if (one.labels["model"], one.labels["challenger"]) in kept.union(served)]
+
+
+def _number(version: str) -> int:
+    return int(version) if version.isdecimal() else 0
+
+
 class _Shown:
     """A registry's metrics without the series that are no more, and with the GPUs' memory."""
 
@@ -108,9 +125,18 @@ class _Shown:
         self._gpu = gpu
 
     def collect(self) -> Iterator[Any]:
-        for metric in self._collect():
+        metrics = list(self._collect())
+        served = {
+            (sample.labels["model"].removesuffix(f"@{CHALLENGER}"), sample.labels["version"])
+            for metric in metrics
+            for sample in metric.samples
+            if metric.name == "stride_model_info" and sample.value
+        }
+        for metric in metrics:
             if (hidden := _HIDDEN.get(metric.name)) is not None:
                 metric.samples = [sample for sample in metric.samples if not hidden(sample.value)]
+            elif metric.samples and "challenger" in metric.samples[0].labels:
+                metric.samples = last(metric.samples, served)
             yield metric
         if self._gpu:
             yield _gpu_memory()

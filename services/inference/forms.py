@@ -8,8 +8,7 @@ from typing import Final
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from contracts.errors import RequestError, TooLarge
-from services.inference.errors import MalformedBody
+from contracts.errors import MalformedBody, RequestError, TooLarge
 
 FIELD: Final = "image"
 

@@ -6,6 +6,9 @@
 
 What a file may hold, and how a key is sent, stands in contracts/api_keys.py. The file is read again once it changes; a
 change that cannot be read leaves the former keys in force, and the log says so.
+
+The keys of a second file, STRIDE_METRICS_KEYS_FILE, open /metrics and nothing else: what Prometheus holds asks for no
+prediction.
 """
 
 from __future__ import annotations
@@ -15,9 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from contracts.api_keys import NOT_KNOWN, NOT_SENT, Headers, KeyFile
-from contracts.errors import RecipeError
+from contracts.errors import RecipeError, Unauthorized
 from services.inference import logs, tracing
-from services.inference.errors import Unauthorized
 
 OPEN: Final = frozenset(
     {
@@ -34,22 +36,27 @@ _LOOK_S: Final = 1.0
 
 
 class Keys:
-    """The keys of one file. Belongs to the event loop.
+    """The keys of one file, and of a second one that is for /metrics alone. Belongs to the event loop.
 
     Raises (from the constructor):
-        RecipeError: the file cannot be read, holds a line that is no key, or holds no key at all.
+        RecipeError: a file cannot be read, holds a line that is no key, or holds no key at all.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, metrics: Path | None = None) -> None:
         self._file = KeyFile(path, variable="STRIDE_API_KEYS_FILE", changed=_tell, look_s=_LOOK_S)
+        self._metrics = (
+            KeyFile(metrics, variable="STRIDE_METRICS_KEYS_FILE", changed=_tell, look_s=_LOOK_S) if metrics else None
+        )
 
-    def check(self, headers: Headers) -> None:
-        """Let the request pass, or raise.
+    def check(self, headers: Headers, path: str = "") -> None:
+        """Let the request for `path` pass, or raise.
 
         Raises:
             Unauthorized: no key is among the headers, or none that is known.
         """
         known = self._file.knows(headers)
+        if not known and self._metrics is not None and path == "/metrics":
+            known = self._metrics.knows(headers)
         if not known:
             raise Unauthorized(NOT_SENT if known is None else NOT_KNOWN, given=known is not None)
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 _LAME_DUCK_S: Final = 0.3
 """After SIGTERM, how long requests are still taken, each connection being closed with its answer: a request that is
 already on its way to a connection that is being closed would be lost."""
+_TURN_S: Final = 0.0005
+"""A turn at the interpreter's lock. The event loop asks for it after every wait, several times a prediction, and with
+Python's own 5 ms each look at the registry would make the tail of the latency."""
 _RESTORE_S: Final = 30.0
 """How long a start waits for the stored models; from then on it says by itself that it is not ready."""
 
@@ -35,18 +39,24 @@ _RESTORE_S: Final = 30.0
 async def lifespan(app: Application) -> AsyncIterator[None]:
     logs.configure()
     memory.give_back_large_blocks()
+    sys.setswitchinterval(_TURN_S)
     read = settings.read()
     Connection.head_s = read.body_s
     app.metrics = Metrics()
     Connection.refusals = Refusals(app.metrics)
-    app.keys = Keys(read.api_keys_file) if read.api_keys_file else None
+    app.keys = Keys(read.api_keys_file, metrics=read.metrics_keys_file) if read.api_keys_file else None
     app.tracer = _tracer(app.metrics)
     app.models = Models(default=read.model, metrics=app.metrics, drift_window=read.drift_window)
     threads = read.threads or provider.threads(read.workers)
     log = _prediction_log(read, app.metrics)
     watcher = Watcher(read, app.models, app.metrics, asyncio.get_running_loop())
     app.predictor = Predictor(read, app.models, app.metrics, decoders=threads, log=log, ask=watcher.look_again)
+    # Where the graph's thread has a core of its own, crowds are answered by both, and a way that only single requests
+    # could take would make the peak cheaper than the overload. And the fast path leaves no spans.
+    alone = provider.threads(read.workers) == 1 and app.tracer is None
+    Connection.fast_path = app.predictor.fast_path(app.keys) if alone else None
     watcher.start()
+    publishing = asyncio.create_task(app.metrics.keep_published())
     _drain_at_sigterm(app, read)
     logs.info("started", pid=os.getpid(), threads=threads, registry=shown(read.tracking_uri), home=str(read.home))
     # The workers share one socket: one that takes connections before it has a model answers 503 beside a ready one.
@@ -61,6 +71,8 @@ async def lifespan(app: Application) -> AsyncIterator[None]:
         for writer in (log, app.tracer):
             if writer is not None:
                 await asyncio.to_thread(writer.close)
+        publishing.cancel()
+        app.metrics.publish()
         logs.info("stopped", pid=os.getpid())
 
 
@@ -97,6 +109,7 @@ def _drain_at_sigterm(app: Application, read: settings.Settings) -> None:
         app.draining = True
         # From then on every answer ends its connection. Not here, amid a refusal that has just looked.
         loop.call_soon_threadsafe(setattr, Connection, "refusals", None)
+        loop.call_soon_threadsafe(setattr, Connection, "fast_path", None)
         logs.info("draining", grace_seconds=read.grace_s)
         loop.call_soon_threadsafe(app.predictor.bodies.cut, max(0.0, read.grace_s - read.deadline_s - _LAME_DUCK_S))
         loop.call_soon_threadsafe(loop.call_later, _LAME_DUCK_S, servers_own, number, frame)

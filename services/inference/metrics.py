@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
+import asyncio
 import os
-from collections.abc import Callable
 from typing import Any, Final
 
 from services.inference import exposition
 from services.inference.batch import Ran
 from services.inference.prediction_log import Reason
 from services.inference.provider import CUDA
+from services.inference.tallies import Direct, Family, Level, Observations, Tally
 
 # From a tenth of a millisecond: one small network answers in half of one.
 SECONDS: Final = (
@@ -23,18 +23,15 @@ SHED: Final = ("queue_full", "would_be_late", "late", "bodies_full", "not_begun"
 body; too many waited for the event loop."""
 
 
-class Family:
-    """One metric by its labels. Their sets are closed, so the library looks each up only once: it takes its time."""
-
-    def __init__(self, metric: Any) -> None:
-        self.labels: Callable[..., Any] = functools.cache(metric.labels)
+_PUBLISH_S: Final = 0.25
+"""How old another worker's counts of predictions may be; a worker that is killed takes as many with it."""
 
 
 class Metrics:
     """The service's collectors.
 
     With several workers prometheus_client keeps the values in files that BentoML's directory collects: whichever
-    worker is asked for /metrics answers for all of them.
+    worker is asked for /metrics answers for all of them. What every prediction counts reaches the library by `publish`.
     """
 
     def __init__(self, registry: Any = None) -> None:
@@ -48,36 +45,43 @@ class Metrics:
         """A model runs on one."""
         self._shown: dict[str, tuple[str, ...]] = {}
 
-        def seconds(name: str, what: str) -> Family:
-            return Family(prom.Histogram(f"stride_{name}_seconds", what, model, buckets=SECONDS, registry=kept))
+        def seconds(name: str, what: str) -> Family[Observations]:
+            metric = prom.Histogram(f"stride_{name}_seconds", what, model, buckets=SECONDS, registry=kept)
+            return Family(metric, Observations)
 
-        def counter(name: str, what: str, labels: list[str]) -> Family:
-            return Family(prom.Counter(f"stride_{name}", what, labels, registry=kept))
+        def counter(name: str, what: str, labels: list[str]) -> Direct:
+            return Direct(prom.Counter(f"stride_{name}", what, labels, registry=kept))
 
-        def gauge(name: str, what: str, labels: list[str], workers: str) -> Family:
+        def tally(name: str, what: str, labels: list[str]) -> Family[Tally]:
+            return Family(prom.Counter(f"stride_{name}", what, labels, registry=kept), Tally)
+
+        def gauge(name: str, what: str, labels: list[str], workers: str) -> Direct:
             """Of several workers, `livemax` shows the largest value, `livesum` their sum."""
             mode: Any = workers
-            return Family(prom.Gauge(f"stride_{name}", what, labels, multiprocess_mode=mode, registry=kept))
+            return Direct(prom.Gauge(f"stride_{name}", what, labels, multiprocess_mode=mode, registry=kept))
 
         self.queue_s = seconds("queue", "A request's wait between its decoding and its batch")
         self.decode_s = seconds("decode", "Decoding of a request's images")
         self.infer_s = seconds("infer", "One run of the graph over a batch")
         self.total_s = seconds("request", "A prediction, from the request's first byte to its answer")
         self.batch_rows = Family(
-            prom.Histogram("stride_batch_rows", "Images of one run of the graph", model, buckets=ROWS, registry=kept)
+            prom.Histogram("stride_batch_rows", "Images of one run of the graph", model, buckets=ROWS, registry=kept),
+            Observations,
         )
-        self.batches = counter(
+        self.batches = tally(
             "batches", "Runs of the graph: the thread was idle, took what had gathered, or the batch was full",
             ["model", "reason"],
         )  # fmt: skip
-        self.predictions = counter("predictions", "Images answered", model)
+        self.predictions = tally("predictions", "Images answered", model)
         self.errors = counter("errors", "Requests answered with an error", ["code"])
         self.shed = counter("shed", "Requests answered 429, by what was short", ["reason"])
         for reason in SHED:  # from the first look on, so that the first one is seen as an increase
             self.shed.labels(reason)
-        self.requests = counter("http_requests", "Requests, by route and class", ["route", "status"])
-        self.in_flight = prom.Gauge("stride_requests_in_flight", "Predictions begun and not answered",
-                                    multiprocess_mode="livesum", registry=kept)  # fmt: skip
+        self.requests = tally("http_requests", "Requests, by route and class", ["route", "status"])
+        self.in_flight = Level(
+            prom.Gauge("stride_requests_in_flight", "Predictions begun and not answered",
+                       multiprocess_mode="livesum", registry=kept)
+        )  # fmt: skip
         served = ["model", "version", "provider", "precision"]
         self.info = gauge("model_info", "1 for the version that is served", served, "livemax")
         self.swaps = counter("model_swaps", "Versions that were brought into service", model)
@@ -87,7 +91,7 @@ class Metrics:
         self.in_quarantine = gauge(
             "model_quarantined", "1 while the version that is wanted of a model is refused", model, "livemax"
         )
-        self.answers = counter("answers", "Requests answered, by champion or challenger", ["model", "variant"])
+        self.answers = tally("answers", "Requests answered, by champion or challenger", ["model", "variant"])
         self.stand_ins = counter(
             "canary_stand_ins", "Requests answered by the champion since the challenger failed", model
         )
@@ -103,10 +107,11 @@ class Metrics:
             "shadow_dropped", "Requests not compared: the challenger busy, the champion loaded, or failed",
             ["model", "reason"],
         )  # fmt: skip
-        self.fetch_s = Family(
+        # The watcher's thread observes these.
+        self.fetch_s = Direct(
             prom.Histogram("stride_model_fetch_seconds", "Fetching and verifying a bundle", model, registry=kept)
         )
-        self.load_s = Family(
+        self.load_s = Direct(
             prom.Histogram("stride_model_load_seconds", "Loading, warming and proving a bundle", model, registry=kept)
         )
         self.drift = gauge(
@@ -121,6 +126,19 @@ class Metrics:
         self.traces_dropped = prom.Counter(
             "stride_traces_dropped", "Requests whose spans the collector did not get", registry=kept
         )
+
+        self._kept = [one for one in vars(self).values() if isinstance(one, Family | Level)]
+
+    def publish(self) -> None:
+        """Hand over what has been counted since the last time. Belongs to the event loop, as all that counts."""
+        for one in self._kept:
+            one.publish()
+
+    async def keep_published(self) -> None:
+        """Never ends."""
+        while True:
+            await asyncio.sleep(_PUBLISH_S)
+            self.publish()
 
     def serves(self, name: str, version: str, provider: str, precision: str) -> None:
         self.leaves(name)

@@ -42,6 +42,9 @@ class Model:
             (b"x-stride-variant", variant.encode()),
         )
         """Of every answer: which one version gave it."""
+        lines = b"".join(b"%b: %b\r\n" % field for field in self.headers)
+        self.head = b"content-type: application/json\r\n" + lines + b"content-length: "
+        """Of an answer with predictions, as it is sent."""
         self.drift: Drift | None = None
         """None where the bundle does not tell how its test images were answered."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from contracts.errors import DeviceError, NoModel, NotFound
+from contracts.errors import DeviceError, NoModel, NotFound, StrideError
 from contracts.registry import Rollout
 from services.inference import logs
 from services.inference.batch import Images, Probabilities
@@ -63,6 +63,14 @@ class Models:
         if choice is None or (pair := self._pairs.get(model.name)) is None:
             return model
         return pair.challenger if choice.falls_on_challenger(pair.percent) else model
+
+    def alone(self, name: str | None) -> Model | None:
+        """As `get`; None where nobody can answer, or there are two who may."""
+        try:
+            model = self._champion(name)
+        except StrideError:
+            return None
+        return None if model.name in self._pairs else model
 
     def version(self, name: str, version: str) -> Model:
         """The champion or the challenger of that name, whichever has this version.

@@ -18,7 +18,9 @@ from services.inference import tracing
 from services.inference.bodies import Bodies, ClientGone, Receive, Scope
 from services.inference.decoding import Decoder
 from services.inference.errors import InferenceFailed, NotYet, UnknownModel
+from services.inference.fast_path import FastPath
 from services.inference.formats import Files, Format, Sent, check_images
+from services.inference.keys import Keys
 from services.inference.metrics import Metrics
 from services.inference.model import Model
 from services.inference.models import Models
@@ -55,6 +57,11 @@ class Predictor:
         self.bodies = Bodies(settings)
         self._decoder = Decoder(threads=decoders, max_pixels=settings.max_pixels)
         self._watching: set[asyncio.Task[None]] = set()
+
+    def fast_path(self, keys: Keys | None) -> FastPath:
+        """The short way for what may go it; with `keys`, of who sends one of them."""
+        max_bytes = self._settings.max_bytes
+        return FastPath(self._models, self._metrics, self._decoder, max_bytes=max_bytes, keys=keys, log=self._log)
 
     async def predict(self, scope: Scope, receive: Receive, form: Format | None = None) -> tuple[bytes, Model]:
         """The body of the answer, and the one version that gave it.

@@ -32,8 +32,7 @@ import math
 from http import HTTPStatus
 from typing import Final
 
-from contracts.errors import Overloaded, StrideError
-from services.inference.errors import MethodNotAllowed, Unauthorized
+from contracts.errors import MethodNotAllowed, Overloaded, StrideError, Unauthorized
 
 MEDIA_TYPE: Final = b"application/problem+json"
 Headers = list[tuple[bytes, bytes]]

@@ -12,28 +12,17 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final
 
 from contracts.errors import Overloaded
 from services.inference import ids, tracing
 from services.inference.metrics import Metrics
+from services.inference.piece import PREDICTION, Fields, Piece, ServerLines
 from services.inference.problems import problem
 from services.inference.v2.routes import INFER
 
-Fields = Iterable[tuple[bytes, bytes]]
-
-_PREDICTION: Final = rb"/v1/predict|/predict|/v1/models/[^/?\s]+/predict|(/v2/models/[^?\s]+/infer)"
-_TARGET: Final = re.compile(rb"(?:%b)(?:\?.*)?" % _PREDICTION, re.DOTALL)
-# A whole head that leaves no doubt. What is unusual is left to the parser.
-_HEAD: Final = re.compile(
-    rb"POST (?:%b)(?:\?[!-~]*)? HTTP/1\.1\r\n(?:[!#$%%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n)+\r\n" % _PREDICTION
-)
-_TELLING: Final = re.compile(
-    rb"\r\n(content-length|x-request-id|connection|transfer-encoding|expect|upgrade|traceparent):[ \t]*([^\r\n]*)",
-    re.IGNORECASE,
-)
+_TARGET: Final = re.compile(rb"%b(?:\?.*)?" % PREDICTION, re.DOTALL)
 _CLOSE: Final = b"connection: close\r\n"
 
 
@@ -47,34 +36,17 @@ class Refusals:
         )
         self._problem, self._bare = (self._written(bare) for bare in (False, True))
         self._uncounted: Counter[str] = Counter()
-        self._dates: list[tuple[bytes, bytes]] | None = None
-        self._date = b""
+        self._lines = ServerLines()
 
-    def of_piece(self, data: bytes, server: list[tuple[bytes, bytes]]) -> bytes | None:
-        """The refusal of what came on a connection that was at rest; None where it has to be looked at more closely.
+    def of_piece(self, piece: Piece, server: Fields) -> bytes:
+        """The refusal of what came whole, on a connection that was at rest.
 
         Args:
-            data: refused is one prediction, whole, with nothing behind it and nothing unusual in its head.
             server: the fields that the server adds to every answer.
         """
-        if (head := _HEAD.match(data)) is None:
-            return None
-        length: bytes | None = None
-        request_id = b""
-        for name, value in _TELLING.findall(data, 0, head.end()):
-            field = name.lower()
-            if field == b"content-length" and length is None:
-                length = value.rstrip()
-            elif field == ids.HEADER:
-                request_id = value.rstrip()
-            elif field != b"connection" or value.rstrip().lower() != b"keep-alive":
-                return None
-        if length is None or not length.isdigit() or len(length) > 9 or head.end() + int(length) != len(data):
-            return None
-        given = ((ids.HEADER, request_id),) if request_id else ()
-        return self._write(bare=head[1] is not None, request_id=ids.of(given), server=server, more=b"")
+        return self._write(bare=piece.v2, request_id=piece.request_id, server=server, more=b"")
 
-    def of_head(self, url: bytes, fields: Fields, server: list[tuple[bytes, bytes]], *, close: bool) -> bytes | None:
+    def of_head(self, url: bytes, fields: Fields, server: Fields, *, close: bool) -> bytes | None:
         """The refusal of a POST whose head has been parsed; None where it asks for no prediction.
 
         Args:
@@ -91,14 +63,12 @@ class Refusals:
         """Count what was refused before it was a request."""
         self._metrics.refused("other", status, code)
 
-    def _write(self, *, bare: bool, request_id: bytes, server: list[tuple[bytes, bytes]], more: bytes) -> bytes:
+    def _write(self, *, bare: bool, request_id: bytes, server: Fields, more: bytes) -> bytes:
         if not self._uncounted:  # one count for all that a round of the loop refuses
             asyncio.get_running_loop().call_soon(self._count)
         self._uncounted[INFER if bare else "predict"] += 1
-        if self._dates is not server:  # the server makes a new list whenever the date has changed
-            self._dates, self._date = server, b"".join(b"%b: %b\r\n" % field for field in server)
         head, body = self._bare if bare else self._problem
-        return b"%b%bx-request-id: %b\r\n%b\r\n%b" % (head, self._date, request_id, more, body)
+        return b"%b%bx-request-id: %b\r\n%b\r\n%b" % (head, self._lines(server), request_id, more, body)
 
     def _count(self) -> None:
         for route, times in self._uncounted.items():

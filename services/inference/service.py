@@ -24,7 +24,7 @@ try:
     _READ = settings.read()  # BentoML wants the workers in the declaration; the rest is read again at the start,
     otlp.read()  # but a start that cannot succeed is to end here, in one sentence
     if _READ.api_keys_file is not None:
-        keys.Keys(_READ.api_keys_file)
+        keys.Keys(_READ.api_keys_file, metrics=_READ.metrics_keys_file)
 except RecipeError as error:
     sys.exit(f"stride: {error.message}")
 

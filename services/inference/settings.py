@@ -19,6 +19,7 @@
 | STRIDE_MAX_PARTS | most images of one request | 64 |
 | STRIDE_MAX_BATCH | most images of one run of the graph | 64 |
 | STRIDE_API_KEYS_FILE | who may ask: a file of keys, see keys.py | everybody may |
+| STRIDE_METRICS_KEYS_FILE | further keys, for /metrics alone | none |
 | STRIDE_PREDICTION_LOG | a directory for a sample of the answers, see prediction_log.py | nothing is kept |
 | STRIDE_PREDICTION_LOG_SAMPLE | the part of the requests that is kept, 0 to 1 | 0.1 |
 | STRIDE_PREDICTION_LOG_PIXELS | 1: keep the images too | 0 |
@@ -69,6 +70,7 @@ class Settings:
     workers: int = 1
     threads: int = 0
     api_keys_file: Path | None = None
+    metrics_keys_file: Path | None = None
     prediction_log: Path | None = None
     prediction_log_sample: float = 0.1
     prediction_log_pixels: bool = False
@@ -78,6 +80,11 @@ class Settings:
     def __post_init__(self) -> None:
         if self.require_gpu and self.device == "cpu":
             raise RecipeError("STRIDE_REQUIRE_GPU is 1 and STRIDE_DEVICE is 'cpu'; set STRIDE_DEVICE to auto or cuda.")
+        if self.metrics_keys_file is not None and self.api_keys_file is None:
+            raise RecipeError(
+                "STRIDE_METRICS_KEYS_FILE is set and STRIDE_API_KEYS_FILE is not, so nobody is asked for a key; "
+                "set both, or neither."
+            )
         if self.model is not None and (":" in self.model or "@" in self.model):
             detail = "give the model's name alone, and name its version in STRIDE_MODELS"
             raise RecipeError(f"STRIDE_MODEL is {self.model!r}; {detail}.")
@@ -134,6 +141,7 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
         workers=_count(env, "STRIDE_WORKERS", 1, most=256),
         threads=_count(env, "STRIDE_THREADS", 0, least=0, most=1024),
         api_keys_file=_path(env, "STRIDE_API_KEYS_FILE"),
+        metrics_keys_file=_path(env, "STRIDE_METRICS_KEYS_FILE"),
         prediction_log=_path(env, "STRIDE_PREDICTION_LOG"),
         prediction_log_sample=_part(env, "STRIDE_PREDICTION_LOG_SAMPLE", 0.1),
         prediction_log_pixels=_flag(env, "STRIDE_PREDICTION_LOG_PIXELS"),

@@ -9,7 +9,6 @@ served stays.
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 import time
 from collections.abc import Callable
@@ -17,20 +16,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from contracts.bundle import Bundle
 from contracts.errors import BundleError, DeviceError, RegistryError, StrideError
 from contracts.registry import BUNDLE_DIGEST, BUNDLE_URI, Quarantine, Rollout
 from services.inference import logs
 from services.inference import provider as providers
-from services.inference.batch import Ran
-from services.inference.batcher import Batcher
-from services.inference.engine import Engine
+from services.inference.loader import Loader, settle_memory, step_back
 from services.inference.metrics import Metrics
-from services.inference.model import Model, Quarantined, slot
+from services.inference.model import Quarantined, slot
 from services.inference.models import Models
-from services.inference.provider import Provider
 from services.inference.registry import Registered, Registry, Wanted, shown
 from services.inference.settings import Settings
 from services.inference.store import Served, Store
@@ -38,10 +34,6 @@ from services.inference.variants import Variant
 
 Step = Literal["tags", "fetch", "verify", "load"]
 """What a version can fail at; loading includes the warm-up and the golden images."""
-
-
-_AT_ONCE_S: Final = 0.0005
-"""A run of the graph that may hold up the event loop: some five times what a hop to a thread and back costs it."""
 
 
 @dataclass(slots=True)
@@ -108,20 +100,23 @@ class Watcher:
             self._tell(self.restored.set)
             return
         logs.info("provider_chosen", provider=provider.name, reason=provider.reason)
-        self._guarded(partial(self._start_from_store, provider))
+        self._loader = Loader(self._settings, self._metrics, provider, self._loop)
+        self._guarded(self._start_from_store)
         if not self._served:
-            self._look(provider)
+            self._look()
         self._tell(self.restored.set)
+        if self._loader.alone:  # from now on there is something to give way to
+            step_back()
         while not self._stop.is_set():
-            self._look(provider)
+            self._look()
             # Who asks for the next look has it sooner, but made-up names must not keep the registry busy.
             self._stop.wait(self._settings.poll_s / 4)
             self._wake.wait(self._settings.poll_s * 3 / 4)
 
-    def _look(self, provider: Provider) -> None:
+    def _look(self) -> None:
         self._wake.clear()  # before the look is counted: who asks in between gets one more, not one less
         self._begun += 1
-        self._guarded(partial(self._follow, provider))
+        self._guarded(self._follow)
         self._tell(partial(self._end_look, self._begun))
 
     def _end_look(self, number: int) -> None:
@@ -135,7 +130,7 @@ class Watcher:
         except Exception as error:  # noqa: BLE001 - a disk that is full today must not end the watching for good
             logs.failure("watcher_failed", error)
 
-    def _start_from_store(self, provider: Provider) -> None:
+    def _start_from_store(self) -> None:
         names = self._settings.names
         for served in self._store.remembered():
             if names and served.name not in names:
@@ -150,12 +145,12 @@ class Watcher:
             if bundle is None:
                 continue
             try:
-                self._serve(served, bundle, "champion", provider)
+                self._serve(served, bundle, "champion")
             except Exception as error:  # noqa: BLE001 - whatever it is, the other models are to be served
                 # Not a quarantine: the registry may hold a good version, or the same one whole.
                 logs.warning("stored_version_refused", model=served.name, version=served.version, reason=str(error))
 
-    def _follow(self, provider: Provider) -> None:
+    def _follow(self) -> None:
         """One look at the registry."""
         first = not self._served
         try:
@@ -172,12 +167,12 @@ class Watcher:
         self._tell(partial(setattr, self._models, "registry_error", None))
         for registered in found:
             if registered.wanted is not None:
-                self._consider(registered.wanted, "champion", provider)
-            self._challenge(registered, provider)
+                self._consider(registered.wanted, "champion")
+            self._challenge(registered)
         for name in self._rivals - {registered.name for registered in found}:
             self._dismiss(name)  # the whole model was deleted; its last champion stays
         if first and self._served:
-            _settle_memory()  # once more: the registry's client has been imported since
+            settle_memory()  # once more: the registry's client has been imported since
 
     def _inform(self, registered: Registered) -> None:
         """Hand over what the registry says beside the versions, when it changes."""
@@ -188,7 +183,7 @@ class Watcher:
             self._told[registered.name] = told
             self._tell(partial(self._models.follow, registered.name, *told))
 
-    def _challenge(self, registered: Registered, provider: Provider) -> None:
+    def _challenge(self, registered: Registered) -> None:
         name = registered.name
         # Without a champion beside it, it would answer nobody.
         challenger = registered.challenger if name in self._served else None
@@ -200,7 +195,7 @@ class Watcher:
         self._inform(registered)
         if challenger is not None:
             self._rivals.add(name)
-            self._consider(challenger, "challenger", provider)
+            self._consider(challenger, "challenger")
 
     def _dismiss(self, name: str) -> None:
         self._rivals.discard(name)
@@ -208,7 +203,7 @@ class Watcher:
         self._failed.pop(slot(name, "challenger"), None)
         self._tell(partial(self._models.dismiss, name))
 
-    def _consider(self, wanted: Wanted, variant: Variant, provider: Provider) -> None:
+    def _consider(self, wanted: Wanted, variant: Variant) -> None:
         kept = slot(wanted.name, variant)
         served = self._served.get(kept)
         if served is not None and not _differ(served, wanted):
@@ -228,7 +223,7 @@ class Watcher:
             attempts = failed.attempts
         self._step = "tags"
         try:
-            self._adopt(wanted, variant, provider)
+            self._adopt(wanted, variant)
         except Exception as error:  # noqa: BLE001 - one model's failure, foreseen or not, must not hold up the others
             self._refuse(wanted, variant, error, attempts)
         else:
@@ -260,7 +255,7 @@ class Watcher:
             return False
         return True
 
-    def _adopt(self, wanted: Wanted, variant: Variant, provider: Provider) -> None:
+    def _adopt(self, wanted: Wanted, variant: Variant) -> None:
         for tag, value in ((BUNDLE_URI, wanted.uri), (BUNDLE_DIGEST, wanted.digest)):
             if not value:
                 who = f"model {wanted.name!r} version {wanted.version}"
@@ -269,7 +264,7 @@ class Watcher:
         bundle = self._store.install(wanted.name, wanted.digest, partial(self._fetch, wanted))
         fetched = time.perf_counter()
         served = self._served_as(wanted)
-        self._serve(served, bundle, variant, provider)
+        self._serve(served, bundle, variant)
         if variant == "champion":  # a challenger is not what a start without the registry is to serve
             self._remember(served)
         self._metrics.loaded(slot(wanted.name, variant), fetched - started, time.perf_counter() - fetched)
@@ -284,32 +279,12 @@ class Watcher:
         pin = self._settings.pin(wanted.name)
         return Served(wanted.name, wanted.version, wanted.digest, wanted.promoted_at, str(pin))
 
-    def _serve(self, served: Served, bundle: Bundle, variant: Variant, provider: Provider) -> None:
+    def _serve(self, served: Served, bundle: Bundle, variant: Variant) -> None:
         """Load, warm and prove the version, then hand it over."""
-        settings = self._settings
-        kept = slot(served.name, variant)
         self._step = "load"
-        engine = Engine(
-            bundle,
-            provider,
-            threads=settings.threads or providers.threads(settings.workers),
-            max_batch=settings.max_batch,
-            all_threads=settings.threads > 0,
-        )
-        observe: Callable[[Ran], None] = partial(self._metrics.ran, kept)
-        batcher = Batcher(
-            engine.infer,
-            loop=self._loop,
-            max_batch=settings.max_batch,
-            queue_rows=settings.queue_rows,
-            on_batch=observe,
-            name=f"infer-{kept}",
-            # On CUDA each thread that runs a graph has libraries to open and memory of its own.
-            at_once_s=_AT_ONCE_S if provider.name == providers.CPU else 0.0,
-        )
-        _settle_memory()
-        self._served[kept] = served
-        self._tell(partial(self._models.swap, Model(served, engine, batcher, variant)))
+        engine = self._loader.load(bundle)
+        self._served[slot(served.name, variant)] = served
+        self._tell(lambda: self._models.swap(self._loader.model(served, engine, variant)))
 
     def _remember(self, served: Served) -> None:
         self._served[served.name] = served
@@ -328,9 +303,3 @@ class Watcher:
 
 def _differ(served: Served, wanted: Wanted) -> bool:
     return (served.version, served.digest) != (wanted.version, wanted.digest)
-
-
-def _settle_memory() -> None:
-    # What a load leaves behind lives long; frozen, no later collection walks it (it made the tail of the latency).
-    gc.collect()
-    gc.freeze()

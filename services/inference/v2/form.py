@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from contracts.errors import MalformedBody
 from services.inference.bodies import Body
-from services.inference.errors import MalformedBody
 from services.inference.formats import Aside, Format, Sent
 from services.inference.model import Model
 from services.inference.models import Models

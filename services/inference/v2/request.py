@@ -9,8 +9,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, cast
 
-from contracts.errors import TooLarge
-from services.inference.errors import InvalidTensor, MalformedBody
+from contracts.errors import MalformedBody, TooLarge
+from services.inference.errors import InvalidTensor
 
 MAX_JSON_BYTES: Final = 4 * 1024 * 1024
 """Of the JSON alone. Five images of 224 x 224 x 3 fit; larger tensors belong into the binary form."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import zlib
 from typing import Final
 
-from contracts.errors import TooLarge
-from services.inference.errors import MalformedBody, UnknownEncoding
+from contracts.errors import MalformedBody, TooLarge
+from services.inference.errors import UnknownEncoding
 
 _ANY_FRAME: Final = 32 + zlib.MAX_WBITS
 """zlib finds out whether the data is in gzip's frame or in its own, which is what `deflate` means."""

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -178,10 +179,20 @@ StartService = Callable[..., Service]
 @pytest.fixture
 def start_service(tmp_path: Path) -> Iterator[StartService]:
     """Start a service of the test's own; keywords are environment variables; `stored` fills its store beforehand."""
+    yield from starting(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def start_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartService]:
+    """Likewise, one that the tests of a module share, none of which may alter it."""
+    yield from starting(tmp_path_factory.mktemp("shared"))
+
+
+def starting(path: Path) -> Iterator[StartService]:
     started: list[Service] = []
 
     def start(*, stored: Mapping[str, Bundle] | None = None, **environment: str) -> Service:
-        service = Service(home=tmp_path / "home", log=tmp_path / "service.log", environment=environment)
+        service = Service(home=path / "home", log=path / "service.log", environment=environment)
         for name, known in (stored or {}).items():
             keep(service.home, name, known)
         service.start()
@@ -250,8 +261,12 @@ class Mlflow:
 
 
 @pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mlflow]:
+def mlflow_server(migrated_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mlflow]:
     home = tmp_path_factory.mktemp("mlflow")
+    shutil.copy(migrated_database, home / "mlflow.db")
+    # As the server's own would be: artifacts go through it, not past it into a directory that both sides happen to see.
+    with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as database, database:
+        database.execute("UPDATE experiments SET artifact_location = 'mlflow-artifacts:/0' WHERE experiment_id = 0")
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += [
@@ -265,7 +280,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mlflow]:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
     url = f"http://127.0.0.1:{port}"
     try:
-        until = time.monotonic() + 150  # its forty migrations take seconds on an idle machine
+        until = time.monotonic() + 300  # seconds on an idle machine
         while True:
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f"{url}/health").status_code == 200:
@@ -276,7 +291,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mlflow]:
         yield Mlflow(url)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=20)
+        process.wait(timeout=60)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,9 @@
 
 A client in a process of its own: its work must not look like the server's. Sends FILE, or a gray PNG of 8 x 8. Prints
 "ready" once it is connected, waits for a line, and prints JSON: the good answers that came within the time, the
-latencies of each status, from when a request was due, and how many 429s said when to come again. `open` sends at that
-mean rate with Poisson arrivals, whether or not answers come.
+latencies of each status, and how many 429s said when to come again. `open` sends at that mean rate with Poisson
+arrivals, whether or not answers come. A latency counts from when the request was due; a refusal's from when it was
+sent, since it is the server that is to be quick with it, and not this client.
 """
 
 from __future__ import annotations
@@ -91,10 +92,11 @@ class Load:
 
     async def ask(self, due: float, ends: float) -> bool:
         connection = await self.idle.get()
+        sent = time.perf_counter()
         head = await connection.ask(self.request)
         now = time.perf_counter()
         status = head[9:12].decode()
-        self.latencies[status].append(now - due)
+        self.latencies[status].append(now - (sent if status == "429" else due))
         self.good += status == "200" and now < ends
         self.told_when += b"\r\nretry-after: " in head
         self.idle.put_nowait(connection)

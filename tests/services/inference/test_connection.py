@@ -45,10 +45,11 @@ def flood(client: socket.socket, piece: bytes, times: int) -> None:
         pass
 
 
-@pytest.fixture
-def impatient(start_service: Callable[..., Any], tiny: Any, tmp_path: Path) -> Any:
+@pytest.fixture(scope="module")
+def impatient(start_shared: Callable[..., Any], tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A service that gives heads and bodies half a second."""
-    service = start_service(stored={"shapes": tiny(1).bundle(tmp_path / "b")}, STRIDE_BODY_SECONDS="0.5")
+    stored = {"shapes": tiny(1).bundle(tmp_path_factory.mktemp("impatient") / "b")}
+    service = start_shared(stored=stored, STRIDE_BODY_SECONDS="0.5")
     service.wait()
     return service
 
@@ -130,14 +131,19 @@ def test_what_is_no_http_is_told_as_a_problem(served: Any) -> None:
 
 
 def test_what_is_refused_below_the_application_is_counted_as_an_error(impatient: Any) -> None:
+    def counted() -> list[float]:
+        page = httpx.get(f"{impatient.url}/metrics").text
+        series = [f'errors_total{{code="{code}"}}' for code in ("malformed_request", "head_too_large")]
+        series.append('http_requests_total{route="other",status="4xx"}')
+        found = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+        return [float(found.get(f"stride_{one}", 0)) for one in series]
+
+    before = counted()
     for sent in (b"no HTTP\r\n\r\n", HEAD + b"".join(b"X-%d: a\r\n" % number for number in range(200)) + b"\r\n"):
         with connect(impatient.url) as client:
             client.sendall(sent)
             until_closed(client)
-    found = httpx.get(f"{impatient.url}/metrics").text
-    for code in ("malformed_request", "head_too_large"):
-        assert f'stride_errors_total{{code="{code}"}} 1.0' in found
-    assert 'stride_http_requests_total{route="other",status="4xx"} 2.0' in found
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [1, 1, 2]
 
 
 def test_a_kept_connection_is_closed_when_it_rests_and_not_while_it_is_used(impatient: Any) -> None:
@@ -172,3 +178,30 @@ def test_a_client_that_never_reads_its_answers_does_not_hold_up_the_end(
             pass
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(timeout=10) == 0
+
+
+@pytest.mark.parametrize("sent", [300_000, 3_000_000])
+def test_who_is_still_sending_what_was_refused_reads_the_answer_and_no_reset(plain: Any, sent: int) -> None:
+    with connect(plain.url) as client:
+        client.sendall(HEAD + b"Content-Length: 100000000\r\n\r\n")
+        client.sendall(b"x" * sent)
+        received = b""
+        while more := client.recv(65536):  # a reset would raise
+            received += more
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 413 ")
+    assert json.loads(body)["code"] == "too_large"
+
+
+def test_who_sends_on_and_on_after_a_refusal_is_ended(plain: Any) -> None:
+    with connect(plain.url) as client:
+        client.sendall(HEAD + b"Content-Length: 1000000000\r\n\r\n")
+        piece = b"x" * 100_000
+
+        def send_on() -> None:
+            began = time.monotonic()
+            while time.monotonic() < began + 30:
+                client.sendall(piece)
+
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            send_on()

@@ -28,6 +28,7 @@ from contracts.bundle import Bundle, Golden
 from contracts.image_spec import ImageSpec
 from contracts.images import decode, encode_png
 
+pytestmark = pytest.mark.measured
 SPEC = ImageSpec(height=28, width=28, channels=1)
 LABELS = tuple("abcdefghij")
 ROUNDS = 7
@@ -123,13 +124,13 @@ class Asked:
         return sum(time.user + time.system for time in times)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model() -> bytes:
     serialised: bytes = fashion().SerializeToString()
     return serialised
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def images() -> NDArray[np.uint8]:
     """Sixty-four, about as hard to decode as clothes: noise in the middle, nothing around it."""
     found = np.zeros((BATCH, *SPEC.shape), dtype=np.uint8)
@@ -137,12 +138,16 @@ def images() -> NDArray[np.uint8]:
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def asked(
-    start_service: Callable[..., Any], tiny: Any, tmp_path: Path, model: bytes, images: NDArray[np.uint8]
+    start_shared: Callable[..., Any],
+    tiny: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+    model: bytes,
+    images: NDArray[np.uint8],
 ) -> Iterator[Asked]:
-    stored = {"fashion": bundle(tiny, tmp_path, model, images[0])}
-    service = start_service(stored=stored, STRIDE_THREADS="1", STRIDE_POLL_SECONDS="3600")
+    stored = {"fashion": bundle(tiny, tmp_path_factory.mktemp("fashion"), model, images[0])}
+    service = start_shared(stored=stored, STRIDE_THREADS="1", STRIDE_POLL_SECONDS="3600")
     service.wait()
     asked = Asked(service)
     with closing(asked.connection):

@@ -18,14 +18,14 @@ import httpx
 import numpy as np
 import pytest
 
-from contracts.errors import RecipeError
+from contracts.errors import RecipeError, Unauthorized
 from contracts.images import encode_png
 from services.inference import keys
-from services.inference.errors import Unauthorized
 from services.inference.keys import OPEN, Keys
 
 KEY = "9f2c41d7a0f0c1e2d3b4"
 OTHER = "the-second.key_of~16+/="
+METRICS = "what-prometheus-holds"
 PNG = encode_png(np.zeros((8, 8, 1), dtype=np.uint8))
 
 
@@ -121,6 +121,16 @@ def test_a_changed_file_is_followed_and_an_unreadable_change_is_not(
         known.check(bearer(KEY))
 
 
+def test_a_key_for_the_metrics_opens_nothing_else(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "metrics").write_text(f"{METRICS}\n")
+    known = Keys(file, metrics=tmp_path / "metrics")
+    known.check(bearer(METRICS), "/metrics")
+    known.check(bearer(KEY), "/metrics")
+    for headers, path in ((bearer(METRICS), "/v1/predict"), (bearer("x" * 20), "/metrics"), ([], "/metrics")):
+        with pytest.raises(Unauthorized):
+            known.check(headers, path)
+
+
 def test_every_key_is_compared_whichever_fits(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[bytes] = []
     compare = hmac.compare_digest
@@ -173,8 +183,12 @@ def ask(url: str, head: bytes) -> bytes:
 def test_nothing_of_the_service_is_reached_without_a_key(
     start_service: Callable[..., Any], tiny: Any, tmp_path: Path, file: Path
 ) -> None:
+    (tmp_path / "metrics").write_text(METRICS)
     service = start_service(
-        stored={"shapes": tiny(1).bundle(tmp_path / "b")}, STRIDE_API_KEYS_FILE=str(file), STRIDE_BODY_SECONDS="600"
+        stored={"shapes": tiny(1).bundle(tmp_path / "b")},
+        STRIDE_API_KEYS_FILE=str(file),
+        STRIDE_METRICS_KEYS_FILE=str(tmp_path / "metrics"),
+        STRIDE_BODY_SECONDS="600",
     )
     service.wait()
     # The very first request, before ours stand in front of BentoML's routes, and refused before its body.
@@ -206,6 +220,8 @@ def test_nothing_of_the_service_is_reached_without_a_key(
             assert client.get("/v1/models", headers=headers).status_code == 200
         text = client.get("/metrics", headers={"X-API-Key": KEY}).text
         assert 'stride_errors_total{code="unauthorized"}' in text
+        assert client.get("/metrics", headers={"Authorization": f"Bearer {METRICS}"}).status_code == 200
+        assert client.get("/v1/models", headers={"Authorization": f"Bearer {METRICS}"}).status_code == 401
         replace(file, f"{OTHER}\n")
         until = time.monotonic() + 20
         while client.get("/v1/models", headers={"X-API-Key": KEY}).status_code != 401:

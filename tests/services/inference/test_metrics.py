@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from contracts.errors import Overloaded
 from services.inference import errors, exposition
@@ -31,6 +32,7 @@ metrics.serves("shapes", "1", "CPUExecutionProvider", "fp32")
 metrics.drifted("shapes", 0.5, 0.7, 900)
 metrics.ran("shapes", Ran(4, "idle", 0.004, (0.001, 0.002)))
 metrics.in_flight.inc()
+metrics.publish()
 os.kill(os.getpid(), 9)
 """
 ASKED = """
@@ -38,6 +40,7 @@ from services.inference.exposition import expose
 from services.inference.metrics import Metrics
 metrics = Metrics()
 metrics.serves("shapes", "2", "CPUExecutionProvider", "int8")
+metrics.publish()
 print(expose()[0].decode())
 """
 
@@ -104,6 +107,7 @@ from services.inference.metrics import Metrics
 from pathlib import Path
 first = Metrics()
 first.in_flight.inc()
+first.publish()
 executable = __import__("sys").executable
 os.execv(executable, [executable, "-c", '''
 from services.inference.exposition import expose
@@ -155,11 +159,30 @@ def test_the_buckets_begin_below_a_millisecond_and_rise() -> None:
     assert list(SECONDS) == sorted(set(SECONDS))
 
 
+def test_what_is_counted_together_is_what_would_have_been_counted_one_by_one() -> None:
+    together, alone = CollectorRegistry(), CollectorRegistry()
+    metrics, library = Metrics(together), Histogram("stride_queue_seconds", "?", buckets=SECONDS, registry=alone)
+    rng = np.random.default_rng(0)
+    for value in (*SECONDS, 0.0, 11.0, *rng.exponential(0.01, 1000).tolist()):
+        metrics.queue_s.labels("m").observe(value)
+        library.observe(value)
+        if value > 0.02:
+            metrics.publish()
+    metrics.publish()
+    for bound in (*map(str, SECONDS), "+Inf"):
+        found = together.get_sample_value("stride_queue_seconds_bucket", {"model": "m", "le": bound})
+        assert found == alone.get_sample_value("stride_queue_seconds_bucket", {"le": bound})
+    total = together.get_sample_value("stride_queue_seconds_sum", {"model": "m"})
+    assert total == pytest.approx(alone.get_sample_value("stride_queue_seconds_sum"))
+
+
 def test_a_batch_is_counted_by_its_reason_its_rows_and_the_wait_of_each_request() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     metrics.ran("m", Ran(5, "gathered", 0.002, (0.0001, 0.0004)))
     metrics.ran("m", Ran(64, "full", 0.02, (0.01,)))
+
+    metrics.publish()
 
     def value(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(f"stride_{name}", {"model": "m", **labels})
@@ -182,6 +205,7 @@ for version in "123":
 metrics.drifted("m", None, 0.25, 700)
 metrics.serves("m@challenger", "4", "CPUExecutionProvider", "fp32")
 metrics.leaves("m@challenger")
+metrics.publish()
 print(expose()[0].decode())
 """
     found = page(script)
@@ -191,6 +215,23 @@ print(expose()[0].decode())
     assert {name for name in found if "drift_psi" in name} == {'stride_drift_psi{model="m",of="confidence"}'}
     assert found['stride_drift_images{model="m"}'] == 700
     assert found['stride_model_swaps_total{model="m"}'] == 3
+
+
+def test_of_many_challengers_the_last_ones_and_the_served_one_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    script = """
+from services.inference.exposition import expose
+from services.inference.metrics import Metrics
+metrics = Metrics()
+for version in range(1, 101):
+    metrics.compared("m", str(version), 1, 0, 0.5)
+metrics.compared("other", "7", 1, 0, 0.5)
+metrics.serves("m@challenger", "3", "CPUExecutionProvider", "fp32")
+print(expose()[0].decode())
+"""
+    found = [series for series in page(script) if series.startswith("stride_shadow_images_total")]
+    shown = {f'stride_shadow_images_total{{challenger="{version}",model="m"}}' for version in (3, *range(91, 101))}
+    assert set(found) == shown | {'stride_shadow_images_total{challenger="7",model="other"}'}
 
 
 def test_every_reason_to_shed_is_counted_from_the_start() -> None:

@@ -14,11 +14,10 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 
 from contracts.bundle import Bundle
-from contracts.errors import Overloaded
+from contracts.errors import Overloaded, SlowBody
 from services.inference.batcher import Batcher
 from services.inference.bodies import ClientGone
 from services.inference.engine import Engine
-from services.inference.errors import SlowBody
 from services.inference.metrics import Metrics
 from services.inference.model import Model
 from services.inference.models import Models

@@ -53,3 +53,11 @@ def test_a_bad_value_is_refused_in_one_sentence_that_names_the_variable(name: st
 def test_a_gpu_cannot_be_required_of_the_cpu() -> None:
     with pytest.raises(RecipeError, match="STRIDE_DEVICE"):
         settings.read({"STRIDE_REQUIRE_GPU": "1", "STRIDE_DEVICE": "cpu"})
+
+
+def test_keys_for_the_metrics_alone_are_refused_as_they_would_guard_nothing(tmp_path: Path) -> None:
+    keys = {"STRIDE_METRICS_KEYS_FILE": str(tmp_path / "metrics")}
+    with pytest.raises(RecipeError, match="STRIDE_API_KEYS_FILE is not"):
+        settings.read(keys)
+    both = settings.read({**keys, "STRIDE_API_KEYS_FILE": str(tmp_path / "keys")})
+    assert both.metrics_keys_file == tmp_path / "metrics"

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from contracts.images import encode_png
 from contracts.registry import CHAMPION, QUARANTINED, Quarantine
+from services.inference.loader import Loader
 from services.inference.metrics import Metrics
 from services.inference.models import Models
 from services.inference.provider import CPU, Provider
@@ -230,7 +231,10 @@ def watcher(home: Path, uri: str) -> tuple[Watcher, Models]:
     """A watcher that is stepped by hand, inside the running loop."""
     metrics = Metrics(CollectorRegistry())
     models = Models(default=None, metrics=metrics)
-    return Watcher(Settings(home=home, tracking_uri=uri), models, metrics, asyncio.get_running_loop()), models
+    settings, loop = Settings(home=home, tracking_uri=uri), asyncio.get_running_loop()
+    stepped = Watcher(settings, models, metrics, loop)
+    stepped._loader = Loader(settings, metrics, PROVIDER, loop)
+    return stepped, models
 
 
 @pytest.mark.parametrize("chosen", ["", "{name}"], ids=["all models", "this one alone"])
@@ -257,7 +261,7 @@ def test_made_up_names_have_the_registry_asked_four_times_as_often_as_by_itself_
 ) -> None:
     looks: list[float] = []
 
-    def look(watcher: Watcher, _: Any) -> None:
+    def look(watcher: Watcher) -> None:
         looks.append(time.monotonic())
 
     monkeypatch.setattr(Watcher, "_follow", look)
@@ -285,11 +289,11 @@ def test_a_rollback_is_followed_though_the_store_cannot_be_written(tiny: Any, tm
         known = {name: tiny(seed).bundle(tmp_path / name, name=name) for seed, name in ((1, "a"), (2, "b"))}
         watching, models = watcher(tmp_path / "home", "http://127.0.0.1:9")
         for at, (name, bundle) in enumerate(known.items()):
-            watching._serve(Served(name, "1", bundle.digest, at), bundle, "champion", PROVIDER)
+            watching._serve(Served(name, "1", bundle.digest, at), bundle, "champion")
         await asyncio.sleep(0)
         assert models.get().name == "b"
         (tmp_path / "home").write_text("where the store's directory would be")
-        watching._consider(Wanted("a", "1", "runs:/0/bundle", known["a"].digest, 99), "champion", PROVIDER)
+        watching._consider(Wanted("a", "1", "runs:/0/bundle", known["a"].digest, 99), "champion")
         await asyncio.sleep(0)
         assert models.get().name == "a"
         await models.drain()
@@ -317,7 +321,7 @@ def test_a_version_that_fails_in_an_unforeseen_way_is_quarantined_and_the_others
 
         monkeypatch.setattr(watching._registry, "look", lambda *_: champions)
         monkeypatch.setattr(watching._registry, "download", download)
-        watching._follow(PROVIDER)
+        watching._follow()
         await asyncio.sleep(0)
         entries = {entry["name"]: entry for entry in models.describe()["models"]}
         assert entries["good"]["serving"]["version"] == "1"
@@ -331,7 +335,7 @@ def test_a_version_that_fails_in_an_unforeseen_way_is_quarantined_and_the_others
 def test_a_registry_that_cannot_be_opened_is_away_and_says_why(tmp_path: Path, uri: str) -> None:
     async def main() -> None:
         watching, models = watcher(tmp_path / "home", uri)
-        await asyncio.to_thread(watching._follow, PROVIDER)
+        await asyncio.to_thread(watching._follow)
         await asyncio.sleep(0)
         assert uri in str(models.registry_error)
 

@@ -79,7 +79,8 @@ class Attack:
         log = self.service.log.read_bytes()[self.log_bytes :]
         assert b"Traceback" not in log, log.decode()
         assert b'"level": "error"' not in log, log.decode()
-        processes = family(self.service)
+        # A library may run a program of the system for a moment: that is no worker.
+        processes = [process for process in family(self.service) if process.pid in self.workers]
         assert [process.pid for process in processes] == self.workers
         until = time.monotonic() + 30  # a decoding that was given up at its deadline still ends by itself
         while sum(process.memory_info().rss for process in processes) - self.memory >= MOST_GROWTH:

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contracts.errors import StrideError, TooLarge
+from contracts.errors import MalformedBody, StrideError, TooLarge
 from contracts.images import ImageSpec
-from services.inference.errors import InferenceFailed, InvalidTensor, MalformedBody
+from services.inference.errors import InferenceFailed, InvalidTensor
 from services.inference.model import Model
 from services.inference.v2 import response, tensors, unpack
 from services.inference.v2.request import MAX_JSON_BYTES, Output, Request, parse
