@@ -2,7 +2,8 @@
 
 It takes jobs at once and begins them when Ray is there, some 10 s later; /readyz says when. On SIGTERM or Ctrl-C its
 jobs have STRIDE_JOBS_GRACE_SECONDS (20) for their checkpoints, the rest takes 15 s at most, and it exits 0; the jobs go
-on at the next start. The environment says the rest, see services/training/jobs/settings.py.
+on at the next start. A second Ctrl-C gives them no more time: they go on from the checkpoint before. The environment
+says the rest, see services/training/jobs/settings.py.
 
 Exit codes: 0 ended as told, 1 failed, 2 refused (bad usage or settings).
 """
@@ -11,28 +12,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Final
 
 import uvicorn
 
 from contracts.api_keys import read as read_keys
-from contracts.errors import RequestError, StrideError
-from pipelines import owned_processes, recipe_files
+from contracts.errors import StrideError
+from pipelines import owned_processes
+from pipelines.job_work import job_environment, resolve, share_of
 from services.training.jobs import log, machine
 from services.training.jobs.app import build
 from services.training.jobs.head import OwnHead, Processes
-from services.training.jobs.job import RECIPE_FILE, Share, Work
+from services.training.jobs.job import Share
 from services.training.jobs.metrics import Metrics
 from services.training.jobs.ray_jobs import RayJobs, cluster_token
-from services.training.jobs.request import JobRequest
 from services.training.jobs.runner import Runner
 from services.training.jobs.service import Service
 from services.training.jobs.settings import Settings, read
@@ -41,7 +39,6 @@ from services.training.jobs.tracking import tracking_problem
 
 _STREAMS_S: Final = 3
 """From SIGTERM to the end of requests that are being answered; live logs end at once."""
-_PASSED_ON: Final = ("STRIDE_DEVICE", "STRIDE_TRACKING_WAIT", "CUDA_VISIBLE_DEVICES")
 
 
 class ServiceError(StrideError):
@@ -61,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = read(host=given.host, port=given.port)
         if settings.keys_file is not None:
             read_keys(settings.keys_file, "STRIDE_JOBS_KEYS_FILE")
+        if settings.metrics_keys_file is not None:
+            read_keys(settings.metrics_keys_file, "STRIDE_METRICS_KEYS_FILE")
         with _listen(settings.host, settings.port) as listening:
             service = compose(settings)
             _serve(service, listening)
@@ -105,62 +104,6 @@ def compose(settings: Settings) -> Service:
     )
 
 
-def resolve(request: JobRequest) -> Work:
-    """The work that a request comes to.
-
-    Raises:
-        RecipeError: the recipe is not known or not valid, in the sentence of the command line.
-    """
-    recipe = recipe_files.resolve(request.recipe, request.set)
-    document = recipe_files.dump(recipe)
-    options = ["--json", *(["--force"] if request.force else [])]
-    if request.kind == "sweep":
-        items = [f"{key}={values}" for key, values in request.space.items()]
-        _check_space(items, document)
-        options += [f"--trials={request.trials}", *(f"--space={item}" for item in items)]
-    return Work(
-        recipe=recipe.name,
-        model_name=recipe.model_name,
-        document=document,
-        command=(sys.executable, "-m", "pipelines.cli", request.kind, RECIPE_FILE, *options),
-    )
-
-
-def _check_space(items: list[str], document: str) -> None:
-    """Raise RecipeError where a key or its values cannot be tried."""
-    from pipelines.sweeps import space  # Optuna comes with it
-
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        file.write(document)
-        file.flush()
-        space.check(space.parse(items), file.name, ())
-
-
-def share_of(request: JobRequest, usual: Share, *, available: int | None) -> Share:
-    """The part of a machine for a job; `available` GPUs, None where a cluster knows.
-
-    Raises:
-        RequestError: more GPUs than there are.
-    """
-    if request.kind == "sweep":  # its trials take shares of their own, the one that watches them needs none
-        return Share()
-    gpus = usual.gpus if request.gpus is None else request.gpus
-    if available is not None and gpus > available:
-        raise RequestError(f"gpus is {gpus:g}; this machine has {available}, ask for at most that many.")
-    return Share(cpus=usual.cpus, gpus=gpus)
-
-
-def job_environment(settings: Settings) -> dict[str, str]:
-    """The variables that a job gets, wherever it runs; paths are absolute, and the cluster's nodes share them."""
-    environment = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
-    environment.pop("CUDA_VISIBLE_DEVICES", None)  # Ray says which of them are the job's
-    environment["STRIDE_HOME"] = str(settings.home)
-    environment["MLFLOW_TRACKING_URI"] = settings.tracking_uri
-    if data := os.environ.get("STRIDE_DATA"):
-        environment["STRIDE_DATA"] = str(Path(data).absolute())
-    return environment
-
-
 def _own_head(settings: Settings) -> OwnHead:
     processes = Processes(
         variable=owned_processes.TOKEN,
@@ -183,9 +126,12 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self._service.draining = True
-        super().handle_exit(sig, frame)
+        # Not uvicorn's own: at a second Ctrl-C it leaves the lifespan's end out, and so Ray and its jobs running.
+        if self.should_exit and sig == signal.SIGINT:
+            self._service.runner.hurry()
+        self.should_exit = True
 
 
 def _serve(service: Service, listening: socket.socket) -> None:

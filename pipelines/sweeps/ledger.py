@@ -4,8 +4,9 @@
     {"trial": 3, "event": "epoch", "epoch": 1, "value": 0.91}
     {"trial": 3, "event": "ended", "state": "finished", "value": 0.97, "run_id": "…"}
 
-The process that runs the sweep is the only one that writes. Killed at any moment it loses nothing: a trial that is
-begun and not ended goes on, and a line that was cut off is left out.
+The process that runs the sweep is the only one that writes. Killed at any moment, or cut off from power, it loses
+nothing: a trial that is begun and not ended goes on, and a line that was cut off is left out. A line that is whole and
+not as it was written is a damaged disk, or a hand: what it said is not guessed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from contracts.errors import AlreadyFitting
+from contracts import durable
+from contracts.errors import AlreadyFitting, FitError
 
 State = Literal["running", "finished", "stopped", "failed"]
 Mode = Literal["max", "min"]
@@ -59,16 +61,23 @@ class Ledger:
     """The trials of one sweep."""
 
     def __init__(self, path: Path) -> None:
-        """Read what there is; the directory is made."""
+        """Read what there is; the directory is made.
+
+        Raises:
+            FitError: a line is damaged.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.trials: dict[int, Trial] = {}
         whole = 0
         content = path.read_bytes() if path.exists() else b""
-        for line in content.splitlines(keepends=True):
+        for number, line in enumerate(content.splitlines(keepends=True), start=1):
             if not line.endswith(b"\n"):
                 break
-            self._take(json.loads(line))
+            try:
+                self._take(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                raise damaged(path, f"its line {number} is none that a sweep writes") from error
             whole += len(line)
         if whole < len(content):  # cut off: what is appended must not continue it
             os.truncate(path, whole)
@@ -102,10 +111,13 @@ class Ledger:
         return [trial for trial in self.trials.values() if not trial.over]
 
     def _append(self, event: dict[str, Any]) -> None:
+        new = not self.path.exists()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        if new:
+            durable.sync_directory(self.path.parent)
         self._take(event)
 
     def _take(self, event: dict[str, Any]) -> None:
@@ -119,6 +131,12 @@ class Ledger:
                 trial = self.trials[number]
                 trial.state, trial.value = event["state"], event["value"]
                 trial.run_id, trial.problem = event["run_id"], event["problem"]
+
+
+def damaged(path: Path, how: str) -> FitError:
+    """A file of a sweep that cannot be gone on from."""
+    advice = "bring it back from a backup, or give --force, which begins the sweep anew; its runs stay in MLflow"
+    return FitError(f"sweep file '{path}' is damaged ({how}), a whole one was expected; {advice}.")
 
 
 @contextmanager

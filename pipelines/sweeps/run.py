@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from contracts import places
+from contracts import durable, places
 from contracts.errors import FitError, RecipeError, RequestError
 from contracts.recipe import Recipe
 from pipelines import recipe_files
@@ -24,7 +24,8 @@ from pipelines.sweeps import cluster, ledger, parent, space
 from pipelines.sweeps.ledger import Ledger, Mode, Trial
 from services.training.code_version import code_version
 from services.training.data import load
-from services.training.train import pin
+from services.training.jobs.job import wrong_gpus
+from services.training.pinning import pin
 
 METRICS: Final = ("validation/accuracy", "validation/loss")
 _REDUCTION: Final = 3
@@ -95,8 +96,11 @@ def sweep(options: Options, *, say: Callable[[str], None], force: bool = False, 
         DataError: the images cannot be read.
         DeviceError: no Ray, or a trial needs more than it has.
         RegistryError: no tracking server.
-        FitError: trials could not come to their end; the same command tries them again.
+        FitError: trials could not come to their end, and the same command tries them again; or what is known of the
+            sweep on this disk is damaged.
     """
+    if options.gpus is not None and (wrong := wrong_gpus(options.gpus)) is not None:
+        raise RecipeError(f"--gpus is {options.gpus:g}; {wrong}.")
     if options.metric not in METRICS:
         raise RecipeError(f"--metric is {options.metric!r}; use one of {', '.join(METRICS)}.")
     varied = space.parse(options.space)
@@ -114,7 +118,7 @@ def sweep(options: Options, *, say: Callable[[str], None], force: bool = False, 
         if force:
             for path in (trials_file, about):
                 path.unlink(missing_ok=True)
-        known: dict[str, str] = json.loads(about.read_text()) if about.exists() else {"sweep": secrets.token_hex(6)}
+        known = _read(about) or {"sweep": secrets.token_hex(6)}
         book = Ledger(trials_file)
         if "run_id" in known and known.get("done") == "yes" and len(book.over()) >= options.trials:
             return _result(known, book, varied, options, reused=True)
@@ -266,7 +270,22 @@ def _identity(recipe: Recipe, options: Options, varied: space.Space) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
+def _read(path: Path) -> dict[str, str]:
+    """What is known of a sweep that was begun before; nothing where none was.
+
+    Raises:
+        FitError: the file is damaged.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ledger.damaged(path, f"it is no JSON: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("sweep"), str):
+        raise ledger.damaged(path, "it does not say which sweep it is of")
+    return content
+
+
 def _write(path: Path, content: dict[str, str]) -> None:
-    staged = path.with_suffix(".new")
-    staged.write_text(json.dumps(content))
-    staged.replace(path)
+    durable.write(path, json.dumps(content).encode())

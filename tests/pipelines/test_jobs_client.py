@@ -13,45 +13,22 @@ import uvicorn
 
 from contracts.errors import RequestError
 from pipelines.cli.main import main
+from pipelines.job_work import resolve, share_of
 from pipelines.jobs_client import JobsClient, ServiceAway
-from pipelines.training_service import resolve, share_of
 from services.training.jobs.app import build
 from services.training.jobs.files import JobFiles
 from services.training.jobs.job import Job, Share
-from services.training.jobs.metrics import Metrics
-from services.training.jobs.ray_jobs import RayJobs
-from services.training.jobs.runner import Runner
 from services.training.jobs.service import Service
 from services.training.jobs.settings import read
 from services.training.jobs.store import Store
-
-
-async def tracked() -> str | None:
-    return None
+from tests.services.training.jobs.conftest import service_of
 
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
     settings = read({"STRIDE_HOME": str(tmp_path), "RAY_ADDRESS": "http://127.0.0.1:9"})
-    store, metrics = Store(settings.jobs), Metrics()
-    runner = Runner(
-        settings,
-        store,
-        head=None,
-        at_once=1,
-        environment={},
-        connect=lambda address: RayJobs(address, ""),
-        metrics=metrics,
-    )
-    yield Service(
-        settings=settings,
-        store=store,
-        runner=runner,
-        metrics=metrics,
-        resolve=resolve,
-        share=lambda request: share_of(request, Share(), available=0),
-        tracking_problem=tracked,
-    )
+    store = Store(settings.jobs)
+    yield service_of(store, settings, resolve=resolve, share=lambda request: share_of(request, Share(), available=0))
     store.close()
 
 

@@ -14,9 +14,9 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from contracts.errors import NotFound, Overloaded, RequestError, StrideError
+from contracts.errors import MethodNotAllowed, NotFound, Overloaded, RequestError, SlowBody, StrideError
 from services.training.jobs import log
-from services.training.jobs.errors import BodyTooLarge, Ending, MethodNotAllowed, NotJson, SlowBody
+from services.training.jobs.errors import BodyTooLarge, Ending, NotJson
 from services.training.jobs.files import JobFiles
 from services.training.jobs.follow import pieces
 from services.training.jobs.front import Front
@@ -211,9 +211,8 @@ def _add_errors(app: FastAPI) -> None:
         where = f"{request.method} {request.url.path[:200]}"
         if error.status_code == 405:
             allowed = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow") or ""
-            answer = problem(MethodNotAllowed(f"{where} is not known; use {allowed or 'another method'}."))
-            answer.headers["Allow"] = allowed
-            return answer
+            told = f"{where} is not known; use {allowed or 'another method'}."
+            return problem(MethodNotAllowed(told, allow=allowed))
         return problem(NotFound(f"nothing stands at {request.url.path[:200]!r}; GET /docs lists what does."))
 
     @app.exception_handler(Exception)

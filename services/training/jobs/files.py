@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from contracts import durable
 from services.training.jobs.job import RECIPE_FILE, Job
 
 _ROOT: Final = Path(__file__).resolve().parents[3]
@@ -101,6 +102,4 @@ class JobFiles:
 
     @staticmethod
     def _write(path: Path, content: str) -> None:
-        staged = path.with_name(f"{path.name}.new")
-        staged.write_text(content, encoding="utf-8")
-        staged.replace(path)
+        durable.write(path, content.encode())

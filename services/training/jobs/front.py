@@ -12,9 +12,9 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from contracts.api_keys import NOT_KNOWN, NOT_SENT, KeyFile
-from contracts.errors import RecipeError, StrideError
+from contracts.errors import RecipeError, StrideError, Unauthorized
 from services.training.jobs import log
-from services.training.jobs.errors import Misdirected, Unauthorized
+from services.training.jobs.errors import Misdirected
 from services.training.jobs.metrics import Metrics
 from services.training.jobs.problems import problem
 from services.training.jobs.settings import Settings
@@ -39,6 +39,12 @@ class Front:
         self._keys = (
             KeyFile(settings.keys_file, variable="STRIDE_JOBS_KEYS_FILE", changed=_tell)
             if settings.keys_file is not None
+            else None
+        )
+        # What Prometheus holds submits no job.
+        self._metrics_keys = (
+            KeyFile(settings.metrics_keys_file, variable="STRIDE_METRICS_KEYS_FILE", changed=_tell)
+            if settings.metrics_keys_file is not None
             else None
         )
         # A page of the web can have its own name lead here (DNS rebinding); its requests name that in Host. Where keys
@@ -79,7 +85,12 @@ class Front:
             host = dict(headers).get(b"host", b"").decode("latin-1")
             if not _LOCAL.fullmatch(host):
                 raise Misdirected(f"Host is {host!r:.80}; ask this service by 127.0.0.1 or localhost.")
-        if self._keys is not None and path not in OPEN and not (known := self._keys.knows(headers)):
+        if self._keys is None or path in OPEN:
+            return
+        known = self._keys.knows(headers)
+        if not known and self._metrics_keys is not None and path == "/metrics":
+            known = self._metrics_keys.knows(headers)
+        if not known:
             raise Unauthorized(NOT_SENT if known is None else NOT_KNOWN, given=known is not None)
 
     def _count(self, scope: Scope, status: int) -> None:

@@ -24,6 +24,7 @@ from typing import Final
 
 import psutil
 
+from contracts import durable
 from services.training.jobs.errors import RayError
 from services.training.jobs.ray_jobs import RayJobs
 
@@ -90,12 +91,7 @@ class OwnHead:
         except FileNotFoundError:
             self._jobs.mkdir(parents=True, exist_ok=True, mode=0o700)
         token = secrets.token_hex(32)
-        staged = os.open(self.token_file.with_suffix(".new"), os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-        with os.fdopen(staged, "w") as file:
-            file.write(token)
-            file.flush()
-            os.fsync(file.fileno())
-        self.token_file.with_suffix(".new").replace(self.token_file)
+        durable.write(self.token_file, token.encode(), mode=0o600)
         return token
 
     def running(self) -> str | None:
@@ -187,9 +183,7 @@ class OwnHead:
         return record
 
     def _write(self, record: Record) -> None:
-        staged = self._record.with_suffix(".new")
-        staged.write_text(json.dumps(asdict(record)))
-        staged.replace(self._record)
+        durable.write(self._record, json.dumps(asdict(record)).encode())
 
     def _environment(self, mark: str) -> dict[str, str]:
         environment = {

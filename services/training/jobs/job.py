@@ -9,6 +9,8 @@ Kind = Literal["train", "ship", "sweep"]
 State = Literal["queued", "running", "succeeded", "refused", "failed", "cancelled"]
 STATES: Final[tuple[State, ...]] = get_args(State)
 ENDED: Final[frozenset[State]] = frozenset({"succeeded", "refused", "failed", "cancelled"})
+LEAST_GPU: Final = 0.05
+"""The least share of a GPU: each process holds about half a gigabyte of it before its first tensor."""
 RECIPE_FILE: Final = "@recipe"
 """Stands in a command for the path of the file that the recipe is written to."""
 
@@ -32,6 +34,15 @@ class Share:
 
     cpus: float = 0.0
     gpus: float = 0.0
+
+
+def wrong_gpus(gpus: float) -> str | None:
+    """What is wrong with a number of GPUs, as a clause; None where a job can have them."""
+    if gpus > 1 and gpus != int(gpus):
+        return "above 1 give a whole number"
+    if 0 < gpus < LEAST_GPU:
+        return f"give 0 for none, or at least {LEAST_GPU:g}, a twentieth of one"
+    return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

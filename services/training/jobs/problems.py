@@ -31,8 +31,7 @@ from typing import Final
 
 from starlette.responses import JSONResponse
 
-from contracts.errors import Overloaded, StrideError
-from services.training.jobs.errors import Unauthorized
+from contracts.errors import MethodNotAllowed, Overloaded, StrideError, Unauthorized
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -51,6 +50,8 @@ def problem(error: StrideError) -> JSONResponse:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     elif error.status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = "2"
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = error.allow
     if isinstance(error, Unauthorized):
         # RFC 6750: who sent no key is told how, who sent a wrong one that it is wrong.
         headers["WWW-Authenticate"] = 'Bearer realm="stride"' + ', error="invalid_token"' * error.given

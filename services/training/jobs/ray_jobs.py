@@ -6,16 +6,18 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import httpx
 
-from services.training.jobs.errors import RayError
+from services.training.jobs.errors import BadAnswer, RayError
 from services.training.jobs.job import Share
 
 Status = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 _TIMEOUT: Final = httpx.Timeout(30.0, connect=3.0)
 """Ray waits for its own agent for a while before it answers a submission."""
+_FINAL: Final = frozenset({400, 404, 405, 413, 422})
+"""The answers to a question that is itself wrong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +35,8 @@ class Attempt:
 class RayJobs:
     """The jobs of one Ray cluster.
 
-    Every method raises RayError where the cluster does not answer, or not as it should.
+    Every method raises RayError where the cluster does not answer; BadAnswer where it does, and not as it should, which
+    may be so for one job alone.
 
     Args:
         address: Of its dashboard, http://HOST:PORT.
@@ -84,13 +87,21 @@ class RayJobs:
         answer = await self._send("GET", f"/api/jobs/{submission}")
         if answer.status_code == 404:
             return None
-        content = self._check(answer).json()
-        return Attempt(
-            status=content["status"],
-            exit_code=content.get("driver_exit_code"),
-            reason=content.get("error_type"),
-            message=content.get("message") or "",
-        )
+        try:
+            content = self._check(answer).json()
+            if content["status"] not in get_args(Status):
+                raise ValueError(content["status"])
+            return Attempt(
+                status=content["status"],
+                exit_code=content.get("driver_exit_code"),
+                reason=content.get("error_type"),
+                message=content.get("message") or "",
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            shown = answer.text.strip()[:100]
+            raise BadAnswer(
+                f"Ray at {self.address} answers {shown!r}, which is no job's state; see its logs."
+            ) from error
 
     async def stop(self, submission: str) -> None:
         """SIGTERM to its processes, SIGKILL after RAY_JOB_STOP_WAIT_TIME_S; returns at once."""
@@ -113,12 +124,21 @@ class RayJobs:
             raise RayError(f"Ray at {self.address} refuses the token (HTTP {answer.status_code}); {advice}.")
         if answer.status_code != 200:
             reason = (answer.text.strip().splitlines() or ["no reason given"])[-1]
-            raise RayError(f"Ray at {self.address} answers HTTP {answer.status_code} ({reason:.300}); see its logs.")
+            raise BadAnswer(
+                f"Ray at {self.address} answers HTTP {answer.status_code} ({reason:.300}); see its logs.",
+                final=answer.status_code in _FINAL,
+            )
         return answer
 
     def _away(self, error: httpx.HTTPError) -> RayError:
         reason = str(error) or type(error).__name__
-        return RayError(f"Ray at {self.address} does not answer ({reason}); see whether it runs.")
+        # Who has taken the connection is there; one question may be too much for it.
+        connected = isinstance(error, httpx.TransportError) and not isinstance(
+            error, httpx.ConnectError | httpx.ConnectTimeout
+        )
+        return (BadAnswer if connected else RayError)(
+            f"Ray at {self.address} does not answer ({reason}); see whether it runs."
+        )
 
 
 def cluster_token(environment: Mapping[str, str] | None = None) -> str:

@@ -8,10 +8,9 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from contracts.errors import RequestError
+from contracts.errors import MalformedBody, RequestError
 from contracts.recipe_errors import explain
-from services.training.jobs.errors import MalformedBody
-from services.training.jobs.job import Kind
+from services.training.jobs.job import Kind, wrong_gpus
 
 _DEPTH: Final = 32
 """How deep a body may be nested; a recipe needs 6."""
@@ -31,8 +30,8 @@ class JobRequest(BaseModel):
     force: bool = False
     """train, ship: fit again even where the same run is finished."""
     gpus: Annotated[float, Field(ge=0, le=64)] | None = None
-    """train, ship: GPUs that are this job's alone while it runs; below 1 a share of one. By default what the service
-    is set to."""
+    """train, ship: GPUs that are this job's alone while it runs; below 1 a share of one, 0.05 at least. By default
+    what the service is set to."""
     trials: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """sweep: how many settings are tried."""
     space: dict[str, str] = {}
@@ -47,8 +46,8 @@ class JobRequest(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ValueError(f"gpus is {self.gpus:g}; above 1 give a whole number")
+        if self.gpus is not None and (wrong := wrong_gpus(self.gpus)) is not None:
+            raise ValueError(f"gpus is {self.gpus:g}; {wrong}")
         if self.kind == "sweep":
             if self.trials is None or not self.space:
                 raise ValueError("a sweep needs trials and space; add how many settings are tried, and of which keys")

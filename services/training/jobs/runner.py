@@ -16,26 +16,24 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from services.training.jobs import log
-from services.training.jobs.errors import RayError, StoreError
+from services.training.jobs.errors import BadAnswer, RayError, StoreError
 from services.training.jobs.files import JobFiles
 from services.training.jobs.head import OwnHead
 from services.training.jobs.job import Job, State
-from services.training.jobs.launch import BUSY
+from services.training.jobs.link import RayLink
 from services.training.jobs.metrics import Metrics
+from services.training.jobs.outcome import by_itself, outcome
 from services.training.jobs.ray_jobs import Attempt, RayJobs
+from services.training.jobs.retention import tidy
 from services.training.jobs.settings import Settings
 from services.training.jobs.store import Store
 
 TICK_S: Final = 1.0
-_BACKOFF_S: Final = 5.0
-"""After a head that could not be started."""
+_TIDY_S: Final = 600.0
+"""Between two looks for jobs to forget."""
 _MARGIN_S: Final = 3.0
 """Beside the jobs' grace, for Ray to see them end."""
-_SILENCE_S: Final = 20.0
-"""How long a head of our own may be alive and not answer before it is replaced."""
-_TERMINATED: Final = frozenset({143, -15})
-_KILLED: Final = frozenset({137, -9})
-_REFUSED: Final = 2
+_UNDER_WAY: Final = ("PENDING", "RUNNING")
 
 
 class Runner:
@@ -44,11 +42,12 @@ class Runner:
     Args:
         settings: The service's.
         store: Its jobs.
-        head: The Ray of our own, None where `client` is for a cluster.
+        head: The Ray of our own, None where `connect` is for a cluster.
         at_once: Jobs that are with Ray at the same time.
         environment: Variables for the jobs.
         connect: Makes the client for a head's address.
         metrics: Counts the jobs that end.
+        patience_s: How long one job may be all that goes wrong before it is given up.
     """
 
     def __init__(
@@ -61,89 +60,101 @@ class Runner:
         environment: Mapping[str, str],
         connect: Callable[[str], RayJobs],
         metrics: Metrics,
+        patience_s: float = 60.0,
     ) -> None:
-        self._settings, self._store, self._head = settings, store, head
-        self._at_once, self._environment, self._connect = at_once, environment, connect
-        self._metrics = metrics
-        self._ray: RayJobs | None = None
-        self._answered = time.monotonic()
-        self.problem: str | None = "Ray is being started"
-        """Why no job can be begun or followed now; None where all is well."""
-        self._wake = asyncio.Event()
+        self._settings, self._store = settings, store
+        self._at_once, self._environment, self._metrics = at_once, environment, metrics
+        self._link = RayLink(head=head, cluster=settings.ray_address, connect=connect)
+        self._wake, self._hurried = asyncio.Event(), asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._patience_s = patience_s
+        self._faults: dict[str, float] = {}
+        """Since when a step of these jobs, by id, goes wrong while Ray answers."""
         self._stopped: set[str] = set()
         """Submissions that were told to stop; a kill of the service forgets them, and tells them again."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why no job can be begun or followed now; None where all is well."""
+        return self._link.problem
+
+    async def check(self) -> None:
+        """Raise RayError unless a job could be begun now."""
+        await self._link.check()
 
     def wake(self) -> None:
         """There is something to do: do not wait for the next tick."""
         self._wake.set()
 
+    def hurry(self) -> None:
+        """Give jobs no more time at the end; may be called from a signal's handler."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._hurried.set)
+
     async def run(self) -> None:
         """Until cancelled."""
+        self._loop = asyncio.get_running_loop()
+        tidy_at = 0.0
         while True:
             self._wake.clear()
             try:
                 await self.tick()
+                if time.monotonic() >= tidy_at:
+                    tidy_at = time.monotonic() + _TIDY_S
+                    await asyncio.to_thread(self._tidy)
             except StoreError as error:  # the disk is full, say: jobs go on in Ray, and are followed when it is not
-                self._say(error.message)
-            except Exception as error:  # noqa: BLE001 - one job that is wrong in a new way must not end all others
+                self._link.say(error.message)
+            except Exception as error:  # noqa: BLE001 - what is wrong in a new way must not end all jobs for good
                 log.failure("tick_failed", error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), TICK_S)
 
-    async def check(self) -> None:
-        """Raise RayError unless a job could be begun now."""
-        if self.problem is not None or self._ray is None:
-            raise RayError(self.problem or "Ray is being started")
-        await self._ray.answers()
+    def _tidy(self) -> None:
+        tidy(self._store, most=self._settings.keep, days=self._settings.keep_days)
 
     async def tick(self) -> None:
         """One look at everything."""
         try:
-            ray = await self._reach()
+            ray = await self._link.reach()
             for job in await asyncio.to_thread(self._store.submitted):
-                await self._guarded(job, self._follow(ray, job))
+                await self._guarded(ray, job, self._follow(ray, job))
             for job in await asyncio.to_thread(self._store.waiting, self._at_once):
                 if len(await asyncio.to_thread(self._store.submitted)) >= self._at_once:
                     break
-                await self._guarded(job, self._begin(ray, job))
+                await self._guarded(ray, job, self._begin(ray, job))
         except RayError as error:
-            self._say(error.message)
-            if self._head is not None and self._ray is not None and time.monotonic() - self._answered > _SILENCE_S:
-                await self._leave()
-                await asyncio.to_thread(self._head.end)
+            await self._link.away(error)
             return
-        self._answered = time.monotonic()
-        self.problem = None
-
-    async def _guarded(self, job: Job, step: Coroutine[Any, Any, None]) -> None:
-        """One job whose files are wrong must not keep the others from their turn."""
-        try:
-            await step
-        except OSError as error:
-            directory = JobFiles(self._settings.jobs, job.id).directory
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # the job waits until there is room
-                raise StoreError(f"jobs directory '{directory}': {error.strerror}; make room on the disk.") from error
-            detail = f"its files in '{directory}' cannot be used ({error.strerror}); see the access rights"
-            await self._end(job, "failed", error=f"{detail}.")
+        self._link.well()
 
     async def end(self) -> None:
         """The service ends: on a Ray of our own, jobs are stopped, to be begun again at the next start.
 
-        Each has the grace for its checkpoint. On a cluster they go on, and are found again.
+        Each has the grace for its checkpoint, unless `hurry` is called. On a cluster they go on, and are found again.
         """
-        if self._head is None:
-            if self._ray is not None:
-                await self._ray.close()
+        if self._link.head is None:
+            await self._link.close()
             return
         try:
-            if self._ray is not None:
-                with contextlib.suppress(RayError, TimeoutError):
-                    await asyncio.wait_for(self._stop_all(self._ray), self._settings.grace_s + _MARGIN_S)
-                await self._ray.close()
+            if self._link.client is not None:
+                await self._in_time(self._stop_all(self._link.client))
+                await self._link.close()
         except StoreError as error:  # the next start finds that its Ray does not know them, and begins them again
-            self._say(error.message)
+            self._link.say(error.message)
         finally:
-            await asyncio.to_thread(self._head.end)
+            await asyncio.to_thread(self._link.head.end)
+
+    async def _in_time(self, stopping: Coroutine[Any, Any, None]) -> None:
+        """Wait for the jobs' end, their grace at most, and no longer than until one hurries."""
+        stop, hurry = asyncio.create_task(stopping), asyncio.create_task(self._hurried.wait())
+        limit = self._settings.grace_s + _MARGIN_S
+        try:
+            await asyncio.wait({stop, hurry}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (stop, hurry):
+                task.cancel()
+        with contextlib.suppress(RayError, asyncio.CancelledError):
+            await stop
 
     async def _stop_all(self, ray: RayJobs) -> None:
         under_way = await asyncio.to_thread(self._store.submitted)
@@ -156,50 +167,54 @@ class Runner:
             with contextlib.suppress(RayError):
                 await ray.stop(job.submission or "")
         for job in under_way:
-            while (attempt := await ray.find(job.submission or "")) and attempt.status in ("PENDING", "RUNNING"):
-                await asyncio.sleep(0.2)
-            if attempt is not None and (job.cancelling or attempt.status == "SUCCEEDED" or _verdict(attempt)):
-                await self._ended(job, attempt)  # it came to its own end in this very moment
-            else:
-                await self._again(job)
+            with contextlib.suppress(BadAnswer):  # the next start finds that its Ray does not know it
+                while (attempt := await ray.find(job.submission or "")) and attempt.status in _UNDER_WAY:
+                    await asyncio.sleep(0.2)
+                if attempt is not None and (job.cancelling or attempt.status == "SUCCEEDED" or by_itself(attempt)):
+                    await self._ended(job, attempt)  # it came to its own end in this very moment
+                else:
+                    await self._again(job)
 
-    async def _reach(self) -> RayJobs:
-        """The client of a Ray that answers; a head of our own is started where there is none.
+    async def _guarded(self, ray: RayJobs, job: Job, step: Coroutine[Any, Any, None]) -> None:
+        """One job that is wrong must not keep the others from their turn.
 
         Raises:
-            RayError: there is none, and why.
+            RayError: it is not this job: Ray answers nobody.
         """
-        if self._ray is not None and (self._head is None or self._head.running() == self._ray.address):
-            return self._ray
-        await self._leave()
-        if self._head is None:
-            ray = self._connect(self._settings.ray_address or "")
-            try:
-                await ray.answers()
-            except RayError:
-                await ray.close()
-                raise
-            self._ray = ray
-            return ray
-        address = self._head.running()
-        if address is not None:
-            log.info("ray_taken_over", address=address)
+        try:
+            await step
+        except BadAnswer as error:
+            await ray.answers()
+            reason = error.message.rpartition("; ")[0] or error.message.rstrip(".")  # without its advice
+            await self._fault(ray, job, reason, final=error.final)
+        except (RayError, StoreError):
+            raise
+        except OSError as error:
+            directory = JobFiles(self._settings.jobs, job.id).directory
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # the job waits until there is room
+                raise StoreError(f"jobs directory '{directory}': {error.strerror}; make room on the disk.") from error
+            detail = f"its files in '{directory}' cannot be used ({error.strerror}); see the access rights"
+            await self._end(job, "failed", error=f"{detail}.")
+        except Exception as error:  # noqa: BLE001 - likewise where it is our own fault
+            log.failure("job_step_failed", error)
+            await self._fault(ray, job, f"{type(error).__name__}: {error}")
         else:
-            self._say("Ray is being started")
-            try:
-                address = await self._head.start()
-            except RayError:
-                await asyncio.sleep(_BACKOFF_S)
-                raise
-            log.info("ray_started", address=address)
-        self._answered = time.monotonic()
-        self._ray = self._connect(address)
-        return self._ray
+            self._faults.pop(job.id, None)
 
-    async def _leave(self) -> None:
-        if self._ray is not None:
-            await self._ray.close()
-            self._ray = None
+    async def _fault(self, ray: RayJobs, job: Job, reason: str, *, final: bool = False) -> None:
+        """A step of a job went wrong: it is tried again, and the job given up where that lasts."""
+        if job.id not in self._faults:
+            log.warning("job_waits", job=job.id, reason=reason)
+        since = self._faults.setdefault(job.id, time.monotonic())
+        if not final and time.monotonic() - since < self._patience_s:
+            return
+        current = await asyncio.to_thread(self._store.get, job.id)
+        with contextlib.suppress(RayError):  # it may run all the same
+            await ray.stop((current or job).submission or "")
+        lasting = "" if final else f" for {self._patience_s:g} s"
+        await self._end(
+            job, "failed", error=f"Ray does not run it{lasting} ({reason}); see Ray's logs, and post it again."
+        )
 
     async def _begin(self, ray: RayJobs, waiting: Job) -> None:
         attempt = waiting.attempt + 1
@@ -233,10 +248,10 @@ class Runner:
             log.warning("job_lost", job=job.id, attempt=job.attempt, reason="this Ray does not know it")
             await self._again(job)
             return
-        if attempt.status in ("PENDING", "RUNNING"):
+        if attempt.status in _UNDER_WAY:
             if job.cancelling and job.submission not in self._stopped:
-                self._stopped.add(job.submission or "")
                 await ray.stop(job.submission or "")
+                self._stopped.add(job.submission or "")
             if attempt.status == "RUNNING":
                 await self._progress(job)
             return
@@ -259,36 +274,18 @@ class Runner:
         if job.started is None:  # it was over between two looks
             updated = await asyncio.to_thread(self._store.update, job, started=time.time())
             job = updated or job
-        if attempt.status == "SUCCEEDED":
-            await self._end(job, "succeeded", result=files.answer())
-        elif job.cancelling:
-            await self._end(job, "cancelled")
-        elif attempt.status == "STOPPED" and files.interrupted(job.submission or ""):  # and then we were killed
+        found = outcome(job, attempt, files, most_losses=self._settings.losses)
+        if found.state is not None:
+            await self._end(job, found.state, error=found.error, result=found.result)
+        elif found.lost is None:
             await self._again(job)
-        elif attempt.status == "STOPPED":
-            await self._end(job, "cancelled", error="it was stopped through Ray, not through this service.")
-        elif _verdict(attempt):
-            await self._judge(job, attempt.exit_code, files)
-        elif job.losses >= self._settings.losses:
-            detail = f"its process was lost {job.losses + 1} times, the last time by {_how(attempt)}"
-            advice = "see its log; out of memory, a smaller fit.batch_size may help"
-            await self._end(job, "failed", error=f"{detail}; {advice}.")
         else:
-            log.warning("job_lost", job=job.id, attempt=job.attempt, reason=_how(attempt))
-            files.note(f"attempt {job.attempt} was lost: {_how(attempt)}; it is begun again")
+            log.warning("job_lost", job=job.id, attempt=job.attempt, reason=found.lost)
+            files.note(f"attempt {job.attempt} was lost: {found.lost}; it is begun again")
             await self._again(job, losses=job.losses + 1)
 
-    async def _judge(self, job: Job, exit_code: int | None, files: JobFiles) -> None:
-        """The command said by its exit code what came of it."""
-        answer = files.answer()
-        if exit_code == _REFUSED and job.kind == "ship" and answer is not None and answer.get("verdict") == "refused":
-            reasons = answer.get("reasons") or ["the gate gave no reason"]
-            await self._end(job, "refused", result=answer, error=str(reasons[-1]))
-        else:
-            sentence = files.error() or f"the command ended with exit code {exit_code}; its log says more."
-            await self._end(job, "failed", result=answer, error=sentence)
-
     async def _end(self, job: Job, state: State, **changes: object) -> None:
+        self._faults.pop(job.id, None)
         runs = JobFiles(self._settings.jobs, job.id).runs()
         ended = await asyncio.to_thread(lambda: self._store.end(job, state, runs=runs, **changes))
         if ended is not None:
@@ -301,24 +298,3 @@ class Runner:
             return
         await asyncio.to_thread(lambda: self._store.update(job, state="queued", submission=None, **changes))
         self.wake()
-
-    def _say(self, problem: str) -> None:
-        if problem != self.problem:
-            log.warning("cannot_run_jobs", reason=problem)
-        self.problem = problem
-
-
-def _verdict(attempt: Attempt) -> bool:
-    """Whether the command ended by itself: it was not killed, told to stop, or lost with its node."""
-    code = attempt.exit_code
-    return attempt.status == "FAILED" and code is not None and code not in _TERMINATED | _KILLED | {BUSY}
-
-
-def _how(attempt: Attempt) -> str:
-    if attempt.exit_code in _KILLED:
-        return "SIGKILL, as the system does where memory is short"
-    if attempt.exit_code in _TERMINATED:
-        return "SIGTERM"
-    if attempt.exit_code == BUSY:
-        return "a process of an earlier attempt that does not end"
-    return f"Ray ({attempt.reason or 'no reason given'})"

@@ -49,6 +49,7 @@ _COLUMNS: Final = (
     "id, sequence, kind, work, share, request, state, created, started, ended, attempt, submission, losses, "
     "cancelling, error, result, runs"
 )
+_ENDED: Final = ", ".join(f"'{state}'" for state in sorted(ENDED))
 
 
 class Store:
@@ -178,6 +179,27 @@ class Store:
             rows = _select(cursor, "submission IS NOT NULL ORDER BY sequence")
         return [_job(row) for row in rows]
 
+    def expired(self, *, most: int, before: float) -> list[str]:
+        """The ids of jobs that have ended, beyond the newest `most` of them or before a time, the oldest first."""
+        with self._cursor() as cursor:
+            rows = cursor.execute(
+                f"SELECT id FROM jobs WHERE state IN ({_ENDED}) AND (ended < ? OR sequence NOT IN "  # noqa: S608 - our own names
+                f"(SELECT sequence FROM jobs WHERE state IN ({_ENDED}) ORDER BY ended DESC, sequence DESC LIMIT ?)) "
+                "ORDER BY ended, sequence",
+                (before, most),
+            ).fetchall()
+        return [job_id for (job_id,) in rows]
+
+    def forget(self, job_ids: Sequence[str]) -> None:
+        """Remove jobs; those that have not ended stay."""
+        with self._cursor() as cursor:
+            cursor.execute("BEGIN IMMEDIATE")  # one write to the disk for all of them
+            cursor.executemany(
+                f"DELETE FROM jobs WHERE id = ? AND state IN ({_ENDED})",  # noqa: S608 - our own names
+                [(job_id,) for job_id in job_ids],
+            )
+            cursor.execute("COMMIT")
+
     def counts(self) -> dict[State, int]:
         with self._cursor() as cursor:
             found = dict(cursor.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
@@ -187,10 +209,9 @@ class Store:
         """Change columns of a job that has not ended; None where it has, and then nothing is changed."""
         columns = ", ".join(f"{name} = ?" for name in changes)
         values = [json.dumps(value) if name in ("result", "runs") else value for name, value in changes.items()]
-        ended = ", ".join(f"'{state}'" for state in sorted(ENDED))
         with self._cursor() as cursor:
             cursor.execute(
-                f"UPDATE jobs SET {columns} WHERE id = ? AND state NOT IN ({ended})",  # noqa: S608 - our own names
+                f"UPDATE jobs SET {columns} WHERE id = ? AND state NOT IN ({_ENDED})",  # noqa: S608 - our own names
                 (*values, job.id),
             )
             if not cursor.rowcount:

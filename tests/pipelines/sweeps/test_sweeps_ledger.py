@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from contracts.errors import AlreadyFitting
+from contracts.errors import AlreadyFitting, FitError
 from pipelines.sweeps import ledger
 from pipelines.sweeps.ledger import Ledger
 
@@ -49,6 +49,30 @@ def test_a_line_that_was_cut_off_is_left_out_and_not_continued(tmp_path: Path) -
     assert book.path.read_bytes() == whole
     cut.epoch(0, 1, 0.5)
     assert Ledger(book.path).trials[0].epochs == {1: 0.5}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\0\0\0\n",
+        b'{"trial": 0, "event": "epo\n',
+        b"[]\n",
+        b'{"trial": 7, "event": "epoch", "epoch": 1, "value": 1}\n',
+        b'{"trial": 0}\n',
+    ],
+)
+def test_a_damaged_line_is_named_with_its_file_and_nothing_is_written(tmp_path: Path, line: bytes) -> None:
+    book = Ledger(tmp_path / "trials.jsonl")
+    book.begin({"fit.epochs": 1}, {"fit.epochs": 1})
+    spoilt = book.path.read_bytes() + line
+    book.path.write_bytes(spoilt + b'{"trial": 0, "ev')
+    with pytest.raises(FitError) as told:
+        Ledger(book.path)
+    assert told.value.message == (
+        f"sweep file '{book.path}' is damaged (its line 2 is none that a sweep writes), a whole one was expected; "
+        "bring it back from a backup, or give --force, which begins the sweep anew; its runs stay in MLflow."
+    )
+    assert book.path.read_bytes().startswith(spoilt)
 
 
 def test_one_process_runs_a_sweep(tmp_path: Path) -> None:

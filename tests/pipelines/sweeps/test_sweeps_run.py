@@ -18,7 +18,8 @@ import yaml
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from contracts.errors import DataError, RecipeError, RequestError
+from contracts.errors import DataError, FitError, RecipeError, RequestError
+from pipelines.sweeps import parent
 from pipelines.sweeps.ledger import Ledger
 from pipelines.sweeps.run import Options, sweep
 from tests.pipelines.conftest import tiny_recipe
@@ -157,7 +158,32 @@ def test_a_sweep_that_is_done_is_taken_as_it_is(swept: Swept) -> None:
 
 
 @pytest.mark.usefixtures("embedded_tracking")
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"done": "no"}'])
+def test_a_damaged_file_of_a_sweep_is_one_sentence(home: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[Path] = []
+
+    def stop(*_: object, **__: object) -> None:  # nothing is to be fitted here
+        began.append(home)
+        raise FitError("begun.")
+
+    monkeypatch.setattr(parent, "open_parent", stop)
+    options = Options(recipe="digits", space=(SPACE,))
+    with pytest.raises(FitError, match="begun"):
+        sweep(options, say=print)
+    (about,) = home.glob("sweeps/*/sweep.json")
+    assert set(json.loads(about.read_text())) == {"sweep", "done"}
+    about.write_text(content)
+    with pytest.raises(FitError, match=r"sweep file '.*/sweep\.json' is damaged \(.*--force, which begins"):
+        sweep(options, say=print)
+    with pytest.raises(FitError, match="begun"):
+        sweep(options, say=print, force=True)
+    assert len(began) == 2
+
+
+@pytest.mark.usefixtures("embedded_tracking")
 def test_what_cannot_be_swept_is_refused_before_ray_is_started() -> None:
+    with pytest.raises(RecipeError, match=r"--gpus is 0\.001; give 0 for none, or at least 0\.05"):
+        sweep(Options(recipe="digits", space=(SPACE,), gpus=0.001), say=print)
     with pytest.raises(RecipeError, match="--metric is 'accuracy'"):
         sweep(Options(recipe="digits", space=(SPACE,), metric="accuracy"), say=print)
     with pytest.raises(RecipeError, match=r"did you mean 'optimizer\.lr'"):

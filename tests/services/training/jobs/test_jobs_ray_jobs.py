@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from services.training.jobs.errors import RayError
+from services.training.jobs.errors import BadAnswer, RayError
 from services.training.jobs.job import Share
 from services.training.jobs.ray_jobs import Attempt, RayJobs, cluster_token
 
@@ -53,8 +53,9 @@ def test_a_refused_token_and_a_ray_that_is_away_are_one_sentence_each() -> None:
     def away(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("connection refused", request=request)
 
-    with pytest.raises(RayError, match=r"does not answer \(connection refused\); see whether it runs"):
+    with pytest.raises(RayError, match=r"does not answer \(connection refused\); see whether it runs") as refused:
         asked(away, lambda ray: ray.find("a-1"))
+    assert not isinstance(refused.value, BadAnswer)
 
 
 def test_a_submission_carries_share_environment_and_command() -> None:
@@ -82,8 +83,25 @@ def test_a_submission_that_is_there_already_is_fine_and_another_fault_is_not() -
         return ray.submit("a-1", "x", share=Share(), environment={})
 
     asked(lambda _: httpx.Response(400, text="ValueError: Job with submission_id a-1 already exists. Use…"), submit)
-    with pytest.raises(RayError, match=r"answers HTTP 500 \(no agent\); see its logs"):
+    with pytest.raises(BadAnswer, match=r"answers HTTP 500 \(no agent\); see its logs") as busy:
         asked(lambda _: httpx.Response(500, text="Traceback\nno agent"), submit)
+    with pytest.raises(BadAnswer, match="answers HTTP 400") as wrong:
+        asked(lambda _: httpx.Response(400, text="no such resource"), submit)
+    assert (busy.value.final, wrong.value.final) == (False, True)
+
+
+@pytest.mark.parametrize("text", ["<html>", "[]", "{}", '{"status": "ASLEEP"}'])
+def test_an_answer_that_is_no_jobs_state_is_about_that_job_alone(text: str) -> None:
+    with pytest.raises(BadAnswer, match="which is no job's state"):
+        asked(lambda _: httpx.Response(200, text=text), lambda ray: ray.find("a-1"))
+
+
+def test_a_question_that_gets_no_answer_in_time_is_about_that_job_and_a_refused_connection_is_not() -> None:
+    def slow(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadTimeout("", request=request)
+
+    with pytest.raises(BadAnswer, match=r"does not answer \(ReadTimeout\)"):
+        asked(slow, lambda ray: ray.find("a-1"))
 
 
 def test_an_attempt_is_what_ray_knows_of_it_or_none() -> None:

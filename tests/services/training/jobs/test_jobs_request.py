@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from contracts.errors import RequestError
-from services.training.jobs.errors import MalformedBody
+from contracts.errors import MalformedBody, RequestError
 from services.training.jobs.request import parse
 
 
@@ -40,6 +39,7 @@ def test_two_bodies_that_mean_the_same_have_one_digest() -> None:
         ({"set": ["fit.epochs=3"]}, "job: set is ['fit.epochs=3']; input should be a valid dictionary."),
         ({"gpus": -1}, "job: gpus is -1; input should be greater than or equal to 0."),
         ({"gpus": 1.5}, "job: gpus is 1.5; above 1 give a whole number."),
+        ({"gpus": 0.0001}, "job: gpus is 0.0001; give 0 for none, or at least 0.05, a twentieth of one."),
         (
             {"kind": "sweep", "trials": 2},
             "job: a sweep needs trials and space; add how many settings are tried, and of which keys.",

@@ -14,6 +14,7 @@ def test_an_empty_environment_gives_the_defaults(home: Path) -> None:
     settings = read({})
     assert (settings.home, settings.jobs, settings.ray_address, settings.mlflow_ui) == (home, home / "jobs", None, None)
     assert (settings.queued, settings.losses, settings.grace_s, settings.at_once) == (1000, 3, 20.0, None)
+    assert (settings.keep, settings.keep_days) == (1000, 90.0)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.5.5.5", "::1", "localhost"])
@@ -32,6 +33,14 @@ def test_elsewhere_keys_are_required_unless_it_is_said_that_they_are_not(host: s
     assert read({"STRIDE_JOBS_KEYS_FILE": str(keys)}, host=host).keys_file == keys
 
 
+def test_keys_for_the_metrics_alone_are_refused_as_they_would_guard_nothing(tmp_path: Path) -> None:
+    metrics = {"STRIDE_METRICS_KEYS_FILE": str(tmp_path / "metrics")}
+    with pytest.raises(RecipeError, match="STRIDE_JOBS_KEYS_FILE is not"):
+        read(metrics)
+    both = read({**metrics, "STRIDE_JOBS_KEYS_FILE": str(tmp_path / "keys")})
+    assert both.metrics_keys_file == tmp_path / "metrics"
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -39,6 +48,9 @@ def test_elsewhere_keys_are_required_unless_it_is_said_that_they_are_not(host: s
         ("STRIDE_JOBS_AT_ONCE", "two"),
         ("STRIDE_JOBS_GPUS", "-1"),
         ("STRIDE_JOBS_GPUS", "1.5"),
+        ("STRIDE_JOBS_GPUS", "0.001"),
+        ("STRIDE_JOBS_KEEP", "0"),
+        ("STRIDE_JOBS_KEEP_DAYS", "0.5"),
         ("STRIDE_JOBS_CPUS", "nan"),
         ("STRIDE_JOBS_GRACE_SECONDS", "0"),
         ("STRIDE_JOBS_QUEUED", "1e3"),
