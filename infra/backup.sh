@@ -15,7 +15,9 @@ trap 'rm -rf "$work" "$file.part"' EXIT
 
 docker compose exec -T postgres pg_dump --username=mlflow --dbname=mlflow --format=custom > "$work/mlflow.dump"
 # tar's exit 1 says that a file grew while it was read: what a run is writing now is of no run that has ended.
-docker compose exec -T tracking sh -c 'tar --create --directory=/var/lib/stride artifacts || [ $? -eq 1 ]' > "$work/artifacts.tar"
+# Before the first artifact there is no directory for them.
+docker compose exec -T tracking sh -c 'cd "$STRIDE_HOME" && mkdir -p artifacts && { tar --create artifacts || [ $? -eq 1 ]; }' \
+    > "$work/artifacts.tar"
 docker compose exec -T postgres psql --username=mlflow --dbname=mlflow --tuples-only --no-align \
     --command='SELECT version_num FROM alembic_version' > "$work/schema"
 (cd "$work" && sha256sum mlflow.dump artifacts.tar schema > SHA256SUMS)

@@ -28,6 +28,16 @@ if [ -n "$images" ]; then
     [ -d "$images" ] || fail "STRIDE_IMAGES is '$images', which is no directory; give one with a directory a class." 2
 fi
 
+keys=$(setting STRIDE_API_KEYS)
+if [ -n "$keys" ]; then
+    case "$keys" in
+        /* | ./* | ../*) ;;
+        *) fail "STRIDE_API_KEYS is '$keys'; write a directory as ./$keys or with its whole path." 2 ;;
+    esac
+    # A file that is mounted by itself would never change in the container: its directory is mounted.
+    [ -f "$keys/keys" ] || fail "STRIDE_API_KEYS is '$keys', which holds no file 'keys'; give a directory with one, one key a line." 2
+fi
+
 gpu=$(setting STRIDE_GPU)
 case "${gpu:-auto}" in
     0) use=no why="STRIDE_GPU is 0" ;;

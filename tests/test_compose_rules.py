@@ -147,3 +147,33 @@ def test_the_split_of_the_locks_loses_and_repeats_nothing(tmp_path: Path) -> Non
     assert not [pin for pin in pins("cuda.txt", "inference.txt") if pin.startswith(("torch", "triton"))]
     hashes = [(tmp_path / file).read_text().count("--hash") for file in ("cuda.txt", "torch.txt", "training.txt")]
     assert sum(hashes) == (tmp_path / "training.lock").read_text().count("--hash")
+
+
+def test_processes_are_bounded_but_not_by_the_number_of_a_large_machine_s_cores() -> None:
+    """Some libraries make a thread a core; what only serves and keeps accounts needs none of numpy's."""
+    dockerfile = (ROOT / "infra/images/Dockerfile").read_text()
+    for target in ("tracking", "inference"):
+        stage = dockerfile.partition(f"FROM service AS {target}\n")[2].partition("\nFROM ")[0]
+        assert re.search(r"^ENV .*OPENBLAS_NUM_THREADS=1$", stage, re.MULTILINE), target
+    for name in ("tracking", "training", "ship", "inference"):
+        assert SERVICES[name]["pids_limit"] == 4096, name
+
+
+@pytest.mark.parametrize("name", ["inference", "training"])
+def test_a_key_for_the_metrics_alone_is_given_where_keys_are_asked_for(name: str) -> None:
+    service = SERVICES[name]
+    (mount,) = (each for each in service["volumes"] if isinstance(each, dict) and each["source"] == "metrics-secret")
+    given = service["environment"]["STRIDE_METRICS_KEYS_FILE"]
+    assert given in (f"{mount['target']}/keys", f"${{STRIDE_API_KEYS:+{mount['target']}/keys}}")
+    assert mount["read_only"] is True
+
+
+def test_no_single_file_of_the_user_s_is_mounted() -> None:
+    """The engine mounts the file that it finds, so that one put in its place later would never be seen."""
+    settings = {mount for each in ALL.values() for mount in each.get("volumes", []) if str(mount).startswith("${")}
+    assert {str(mount).partition(":-")[0] for mount in settings} == {
+        "${STRIDE_IMAGES",
+        "${STRIDE_API_KEYS",
+        "${STRIDE_TLS",
+    }
+    assert SERVICES["inference"]["environment"]["STRIDE_API_KEYS_FILE"] == "${STRIDE_API_KEYS:+/run/api-keys/keys}"

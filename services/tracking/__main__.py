@@ -1,7 +1,8 @@
-"""python -m services.tracking {secrets|migrate|serve|healthy}: MLflow's server in a container, with Postgres behind it.
+"""python -m services.tracking {secrets|migrate|wait|serve|healthy}: MLflow's server in a container, on Postgres.
 
     secrets   make the stack's secrets that are missing, one file each below /secrets; those that exist stay
     migrate   bring the data base to this MLflow's schema
+    wait      come back once another process has done that; exit 1 after 10 minutes
     serve     become the server
     healthy   exit 0 where the server answers from its data base
 
@@ -10,7 +11,7 @@
 | STRIDE_DATABASE | the data base, without a password | postgresql+psycopg2://mlflow@postgres:5432/mlflow |
 | STRIDE_DATABASE_PASSWORD_FILE | its password | /run/secrets/password |
 | STRIDE_ARTIFACTS | where the server keeps artifacts | $STRIDE_HOME/artifacts |
-| STRIDE_TRACKING_HOSTS | names that clients call the server by, with the port, comma-separated | tracking:5000 |
+| STRIDE_TRACKING_HOSTS | its names beside tracking:5000 and localhost, with the port, comma-separated | none |
 | STRIDE_TRACKING_WORKERS | processes | 1 |
 """
 
@@ -25,12 +26,17 @@ from typing import Final
 from contracts import places
 from contracts.errors import RecipeError, RegistryError, StrideError
 from services.tracking import secret_files
+from services.tracking.schema import wait_for_schema
 from services.tracking.server import Server, migrate, problem_of
 
 _DATABASE: Final = "postgresql+psycopg2://mlflow@postgres:5432/mlflow"
 _PASSWORD_FILE: Final = "/run/secrets/password"  # noqa: S105 - where it lies
 _PORT: Final = 5000
-USAGE: Final = "usage: python -m services.tracking {secrets|migrate|serve|healthy}"
+_OWN_NAME: Final = f"tracking:{_PORT}"
+"""By which the other services of the stack call it; nobody can take it away from them by adding a name."""
+_MIGRATED: Final = "the data base has this MLflow's schema"
+_WAIT_S: Final = 600.0
+USAGE: Final = "usage: python -m services.tracking {secrets|migrate|wait|serve|healthy}"
 
 
 def server_of(environment: Mapping[str, str]) -> Server:
@@ -49,14 +55,15 @@ def server_of(environment: Mapping[str, str]) -> Server:
     workers = environment.get("STRIDE_TRACKING_WORKERS") or "1"
     if not workers.isdecimal() or not 0 < int(workers) <= 64:
         raise RecipeError(f"STRIDE_TRACKING_WORKERS is {workers!r}; set it to a whole number from 1 to 64.")
-    names = (environment.get("STRIDE_TRACKING_HOSTS") or f"tracking:{_PORT}").split(",")
+    further = (environment.get("STRIDE_TRACKING_HOSTS") or "").split(",")
     return Server(
         backend=database,
         proxied=environment.get("STRIDE_ARTIFACTS") or str(places.home() / "artifacts"),
         host="0.0.0.0",  # noqa: S104 - of a container; who reaches it is decided by its networks
         port=_PORT,
-        names=tuple(name.strip() for name in names if name.strip()),
+        names=tuple(dict.fromkeys((_OWN_NAME, *(name.strip() for name in further if name.strip())))),
         workers=int(workers),
+        json_log=True,
     )
 
 
@@ -86,7 +93,7 @@ def with_password(environment: Mapping[str, str], *, directory: Path) -> dict[st
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """The exit code; `serve` does not come back."""
-    if len(arguments) != 1 or arguments[0] not in ("secrets", "migrate", "serve", "healthy"):
+    if len(arguments) != 1 or arguments[0] not in ("secrets", "migrate", "wait", "serve", "healthy"):
         return _say(USAGE, 2)
     try:
         return _run(arguments[0], environment)
@@ -105,7 +112,11 @@ def _run(command: str, environment: Mapping[str, str]) -> int:
     given = with_password(environment, directory=Path(environment.get("TMPDIR") or "/tmp"))  # noqa: S108
     if command == "migrate":
         migrate(server, environment=given)
-        return _say("the data base has this MLflow's schema", 0)
+        return _say(_MIGRATED, 0)
+    if command == "wait":
+        os.environ["PGPASSFILE"] = given["PGPASSFILE"]  # Postgres' client library looks here
+        wait_for_schema(server.backend, timeout_s=_WAIT_S)
+        return _say(_MIGRATED, 0)
     line = server.command()
     try:
         os.execve(line[0], line, server.environment(given))  # noqa: S606 - our own command line

@@ -4,6 +4,7 @@
 |---|---|
 | postgres/password | Postgres and MLflow |
 | jobs/keys | the training service: its API keys |
+| metrics/keys | inference, the training service and Prometheus: opens /metrics alone |
 | grafana/password | Grafana: of its user `admin` |
 | edge/tls.key, tls.crt | nginx; self-signed for localhost until they are replaced by one's own |
 | edge/users, password | nginx: basic authentication before MLflow and the training service, of the user `stride` |
@@ -64,6 +65,7 @@ def _key(_root: Path) -> bytes:
 _MAKERS: Final[dict[str, Callable[[Path], bytes]]] = {
     "postgres/password": _password,
     "jobs/keys": _password,
+    "metrics/keys": _password,
     "grafana/password": _password,
     "edge/password": _password,
     "edge/users": _users,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Final
 
 from contracts.errors import RegistryError
+from services.tracking.log_lines import CONFIG
 
 _LOCAL: Final = ("localhost:*", "127.0.0.1:*", "[::1]:*")
 
@@ -49,6 +51,8 @@ class Server:
     Host header, while /health stays 200."""
     workers: int = 1
     """Processes, about 270 MB each, beside one that watches them."""
+    json_log: bool = False
+    """One line of JSON an event instead of MLflow's text."""
 
     def __post_init__(self) -> None:
         if (self.artifact_root is None) == (self.proxied is None):
@@ -66,8 +70,11 @@ class Server:
             artifacts = ["--default-artifact-root", root, "--artifacts-destination", root]
         else:
             artifacts = ["--serve-artifacts", "--artifacts-destination", str(self.proxied)]
+        # uvicorn is a process that MLflow starts, so it is told of the log once more.
+        started = "services.tracking.log_lines" if self.json_log else "mlflow"
+        logged = ["--uvicorn-opts", f"--log-config {shlex.quote(str(CONFIG))}"] if self.json_log else []
         return [
-            *(sys.executable, "-m", "mlflow", "server"),
+            *(sys.executable, "-m", started, "server", *logged),
             *("--host", self.host, "--port", str(self.port), "--workers", str(self.workers)),
             # uvicorn, never --gunicorn-opts: that turns the check of the Host header off.
             *("--allowed-hosts", ",".join((*_LOCAL, *self.names))),
@@ -83,6 +90,8 @@ class Server:
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "PYTHONUNBUFFERED": "1",
+            # Its own handlers, and Python's warnings to its developers, would write text.
+            **({"MLFLOW_CONFIGURE_LOGGING": "false", "PYTHONWARNINGS": "ignore"} if self.json_log else {}),
         }
 
     def migration(self) -> list[str]:

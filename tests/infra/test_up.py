@@ -80,6 +80,8 @@ def test_a_gpu_that_is_insisted_on_and_missing_stops_it(up: Up) -> None:
         ({"STRIDE_GPU": "yes"}, "STRIDE_GPU is 'yes'; set it to auto, 0 or 1."),
         ({"STRIDE_IMAGES": "photos"}, "STRIDE_IMAGES is 'photos'; write a directory as ./photos"),
         ({"STRIDE_IMAGES": "/nowhere/at/all"}, "which is no directory"),
+        ({"STRIDE_API_KEYS": "keys"}, "STRIDE_API_KEYS is 'keys'; write a directory as ./keys"),
+        ({"STRIDE_API_KEYS": "/etc"}, "STRIDE_API_KEYS is '/etc', which holds no file 'keys'"),
     ],
 )
 def test_a_setting_that_cannot_be_followed_is_refused(up: Up, settings: dict[str, str], message: str) -> None:

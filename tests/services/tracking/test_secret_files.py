@@ -4,10 +4,12 @@ import shutil
 import ssl
 import stat
 import subprocess
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from contracts import api_keys
 from contracts.errors import StrideError
 from services.tracking import secret_files
 
@@ -16,7 +18,7 @@ pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for name in ("postgres", "jobs", "grafana", "edge"):
+    for name in ("postgres", "jobs", "metrics", "grafana", "edge"):
         (tmp_path / name).mkdir()
     return tmp_path
 
@@ -51,12 +53,12 @@ def test_only_what_has_a_directory_is_made(tmp_path: Path) -> None:
     assert secret_files.make(tmp_path) == ["postgres/password"]
 
 
-def test_the_key_of_the_training_service_is_one_that_it_takes(root: Path) -> None:
+def test_the_keys_are_such_as_the_services_take(root: Path) -> None:
     secret_files.make(root)
 
-    from contracts.api_keys import KeyFile
-
-    KeyFile(root / "jobs/keys", variable="STRIDE_JOBS_KEYS_FILE", changed=lambda *_: None)
+    for name in ("jobs/keys", "metrics/keys"):
+        (digest,) = api_keys.read(root / name, "STRIDE_JOBS_KEYS_FILE")
+        assert digest == sha256((root / name).read_bytes()).digest()
 
 
 def test_the_certificate_is_for_localhost_and_belongs_to_its_key(root: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -81,6 +82,7 @@ def proxied(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -
         proxied=str(directory / "kept"),
         port=_free_port(),
         names=("mlflow:5000",),
+        json_log=True,
     )
     with _running(server, directory):
         yield server, directory / "kept"
@@ -260,6 +262,21 @@ def test_only_the_names_that_were_given_are_answered(proxied: tuple[Server, Path
     assert _get(server, path, host="evil.example")[0] == 403
 
 
+def test_the_log_is_one_line_of_json_an_event(proxied: tuple[Server, Path]) -> None:
+    server, kept = proxied
+    _get(server, "/api/2.0/mlflow/experiments/get?experiment_id=0", host="evil.example")
+    lines = (kept.parent / "server.log").read_text().splitlines()
+    # Its command prints two lines before anything is asked.
+    greetings = [line for line in lines if line.startswith(("[MLflow] ", "Registry store URI not provided"))]
+    events = [json.loads(line) for line in lines if line not in greetings]
+    assert len(greetings) <= 2
+    assert {"time", "level", "event"} <= set.intersection(*map(set, events))
+    assert ("/api/2.0/mlflow/experiments/get?experiment_id=0", 403) in [
+        (event["path"], event["status"]) for event in events if event["event"] == "request"
+    ]
+    assert [event for event in events if event["level"] == "warning" and "evil.example" in event["event"]]
+
+
 def test_nothing_is_written_to_the_working_directory(local: tuple[Server, Path]) -> None:
     assert {path.name for path in local[1].parent.iterdir()} == {"home", "server.log"}
 
@@ -303,3 +320,62 @@ def test_waiting_ends_with_the_process_and_with_the_time(free_port: int) -> None
         wait_until_ready(url, alive=lambda: False)
     with pytest.raises(RegistryError, match=r"not ready after 0.1 s"):
         wait_until_ready(url, alive=lambda: True, timeout_s=0.1)
+
+
+def test_the_data_base_of_an_older_mlflow_is_brought_to_this_one_s_schema(tmp_path: Path) -> None:
+    """What `migrate` does at an upgrade: to a data base as MLflow 2.0 made it, with a run in it."""
+    _schema_of_mlflow_2(tmp_path / "mlflow.db")
+    with sqlite3.connect(tmp_path / "mlflow.db") as data_base:
+        data_base.execute(
+            "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage) "
+            "VALUES (1, 'digits', '/kept', 'active')"
+        )
+        data_base.execute(
+            "INSERT INTO runs (run_uuid, name, source_type, user_id, status, start_time, end_time, lifecycle_stage, "
+            "artifact_uri, experiment_id) "
+            "VALUES ('r1', 'older', 'LOCAL', 'me', 'FINISHED', 1, 2, 'active', '/kept/r1', 1)"
+        )
+        for table in ("metrics", "latest_metrics"):
+            data_base.execute(
+                f"INSERT INTO {table} (key, value, timestamp, run_uuid, step, is_nan) "  # noqa: S608 - the two above
+                "VALUES ('best/accuracy', 0.97, 2, 'r1', 3, 0)"
+            )
+        data_base.execute("INSERT INTO registered_models (name, creation_time) VALUES ('digits', 1)")
+        data_base.execute(
+            "INSERT INTO model_versions (name, version, creation_time, current_stage, source, run_id, status) "
+            "VALUES ('digits', 1, 1, 'None', '/kept/r1', 'r1', 'READY')"
+        )
+    data_base.close()
+
+    migrate(embedded(home=tmp_path), environment=os.environ)
+
+    client = connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    found = client.get_run("r1")
+    assert (found.info.status, found.data.metrics) == ("FINISHED", {"best/accuracy": 0.97})
+    client.set_registered_model_alias("digits", "champion", "1")  # aliases are younger than that schema
+    assert client.get_model_version_by_alias("digits", "champion").run_id == "r1"
+
+
+def test_the_data_base_of_a_newer_mlflow_is_refused_and_left_as_it_is(tmp_path: Path, migrated_database: Path) -> None:
+    shutil.copy(migrated_database, tmp_path / "mlflow.db")
+    with sqlite3.connect(tmp_path / "mlflow.db") as data_base:
+        data_base.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+    data_base.close()
+    before = (tmp_path / "mlflow.db").read_bytes()
+
+    with pytest.raises(RegistryError, match="ffffffffffff"):
+        migrate(embedded(home=tmp_path), environment=os.environ)
+
+    assert (tmp_path / "mlflow.db").read_bytes() == before
+
+
+def _schema_of_mlflow_2(path: Path) -> None:
+    from alembic import command
+    from mlflow.store.db.utils import _get_alembic_config
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+    from sqlalchemy import create_engine
+
+    engine = create_engine(f"sqlite:///{path}")
+    Base.metadata.create_all(engine)
+    engine.dispose()
+    command.upgrade(_get_alembic_config(f"sqlite:///{path}"), "97727af70f4d")  # type: ignore[no-untyped-call]

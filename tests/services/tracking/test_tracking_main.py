@@ -23,8 +23,8 @@ def test_the_server_of_a_container_is_proxied_and_known_by_its_service_name(home
     assert server.url == "http://127.0.0.1:5000"
 
 
-def test_names_and_workers_are_taken_from_the_environment() -> None:
-    server = server_of({"STRIDE_TRACKING_HOSTS": "tracking:5000, mlflow.example:443,", "STRIDE_TRACKING_WORKERS": "3"})
+def test_names_are_added_to_its_own_and_workers_taken_from_the_environment() -> None:
+    server = server_of({"STRIDE_TRACKING_HOSTS": "mlflow.example:443, tracking:5000,", "STRIDE_TRACKING_WORKERS": "3"})
 
     assert server.names == ("tracking:5000", "mlflow.example:443")
     assert server.workers == 3
