@@ -43,6 +43,9 @@ class Row:
     deviation: float | None
     """Between the seeds."""
     peak_bytes: int | None
+    """The most resident memory, mapped files included."""
+    anonymous_bytes: int | None = None
+    """The most of it that was seen of what is no file's."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,6 +92,7 @@ def summarise(entries: Sequence[dict[str, Any]], name: str, *, published: float 
         accuracy=statistics.mean(accuracies) if accuracies else None,
         deviation=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         peak_bytes=max(entry["done"]["peak_bytes"] for entry in mine) if accuracies else None,
+        anonymous_bytes=(max(entry.get("anonymous_bytes", 0) for entry in mine) or None) if accuracies else None,
     )
 
 
@@ -117,7 +121,8 @@ def judge(
     what = "peak resident memory <= images + 1 GB"
     assert ours.peak_bytes is not None
     over = (ours.peak_bytes - data_bytes) / 1e9
-    found = f"{ours.peak_bytes / 1e9:.2f} GB, of which {data_bytes / 1e9:.2f} GB are images"
+    anonymous = "" if ours.anonymous_bytes is None else f" and {ours.anonymous_bytes / 1e9:.2f} GB no file's pages"
+    found = f"{ours.peak_bytes / 1e9:.2f} GB, of which {data_bytes / 1e9:.2f} GB are images{anonymous}"
     return [*bars, Bar(recipe=recipe, what=what, found=found, held=over * 1e9 <= MEMORY)]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from typing import Any, Final
 
 READY_S: Final = 300.0
 """Imports, data, and what a contender measures before its first epoch."""
+_LOOK_S: Final = 0.1
+"""Between two looks at a contender's memory."""
 
 
 @dataclass(slots=True)
@@ -32,6 +35,8 @@ class Entry:
     done: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
     """Why it did not come to its end."""
+    anonymous_bytes: int = 0
+    """The most resident memory that is no file's, of what was seen while it was its turn; 0 where that is not told."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -41,6 +46,7 @@ class Entry:
             "epochs": self.epochs,
             "done": self.done,
             "problem": self.problem,
+            "anonymous_bytes": self.anonymous_bytes,
         }
 
 
@@ -139,8 +145,11 @@ class Contender:
         source, deadline = self._process.stdout.fileno(), time.monotonic() + patience_s
         while b"\n" not in self._rest:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([source], [], [], left)[0]:
+            self._look(self._process.pid)
+            if left <= 0:
                 raise Failed(f"it said nothing for {patience_s:.0f} s")
+            if not select.select([source], [], [], min(left, _LOOK_S))[0]:
+                continue
             piece = os.read(source, 65536)
             if not piece:
                 raise Failed(self._ending())
@@ -150,6 +159,15 @@ class Contender:
         if said["event"] not in (expected, "done"):
             raise Failed(f"it said {said['event']!r} where {expected!r} was expected")
         return said
+
+    def _look(self, pid: int) -> None:
+        """Note its anonymous memory: the peak that the kernel keeps counts the pages of mapped libraries, too."""
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+        except OSError:  # it has died, or this is not Linux
+            return
+        if found := re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE):
+            self.entry.anonymous_bytes = max(self.entry.anonymous_bytes, int(found[1]) * 1024)
 
     def _ending(self) -> str:
         assert self._process is not None

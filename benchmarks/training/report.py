@@ -22,7 +22,9 @@ the same images with the same batches and epochs, on two threads at most, each a
 epoch of one, then one of the next, while the others are stopped. Images/s are those of whole epochs: training steps,
 validation, logging and checkpoints; the first epoch of a fit is warm-up. Medians, with the slowest and the fastest
 epoch. "The fit" is the sum of a contender's turns, with what follows the last epoch; Stride also writes its report
-and its figures then. Accuracy is on the test images, which are judged after each epoch while no clock runs.
+and its figures then. Accuracy is on the test images, which are judged after each epoch while no clock runs. Peak
+memory is the kernel's figure, which counts the resident pages of shared libraries; in brackets is the most that was
+seen of it without mapped files, in ten looks a second.
 """
 
 _GPU: Final = """## On a GPU
@@ -56,7 +58,7 @@ def _section(name: str, content: Mapping[str, Any]) -> str:
         f"{machine['memory_gb']:.0f} GB, {machine['system']}; load before the run {machine['load']:.2f}. "
         f"{_versions(content['versions'])}\n",
         "| contender | images/s | slowest to fastest, epochs | CPU ms an image | start, s | fit, s | "
-        "published accuracy after, s | test accuracy, seeds | peak memory, GB |",
+        "published accuracy after, s | test accuracy, seeds | peak memory, GB (without mapped files) |",
         "|---|---|---|---|---|---|---|---|---|",
         *(_row(row) for row in rows),
         *(
@@ -86,9 +88,16 @@ def _row(row: Row) -> str:
         "–" if row.fit is None else f"{row.fit:.1f}",
         ", ".join("not reached" if seconds is None else f"{seconds:.1f}" for seconds in row.reached) or "–",
         _accuracy(row),
-        "–" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.2f}",
+        _memory(row),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _memory(row: Row) -> str:
+    if row.peak_bytes is None:
+        return "–"
+    anonymous = "" if row.anonymous_bytes is None else f" ({row.anonymous_bytes / 1e9:.2f})"
+    return f"{row.peak_bytes / 1e9:.2f}{anonymous}"
 
 
 def _accuracy(row: Row) -> str:

@@ -97,7 +97,7 @@ def logits_of(graph: ServedGraph, images: NDArray[np.uint8]) -> NDArray[np.float
     modes = [(module, module.training) for module in graph.modules()]
     graph.eval()
     device = graph.mean.device
-    size = batch_size(images.shape[1:])
+    size = batch_size(images.shape[1:], device)
     starts = range(0, len(images), size)
     batches = (graph.normalize(to_device(images[start : start + size], device)) for start in starts)
     answers = [graph.network(batch).float().cpu() for batch in batches]

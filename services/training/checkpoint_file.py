@@ -21,6 +21,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from contracts.durable import sync_directory
+
 _NAME: Final = re.compile(r"(\d{6,})-(\d{8,})\.([0-9a-f]{64})\.safetensors")
 _TYPES: Final = {
     torch.float64: "F64",
@@ -114,15 +116,6 @@ def read(path: Path, identity: str) -> Snapshot:
         raise ValueError("it is of another recipe, data or code")
     tensors |= {name: _strided(tensors[name], strides) for name, strides in content["strides"].items()}
     return Snapshot(epoch=int(found[1]), batch=int(found[2]), tensors=tensors, state=content["state"])
-
-
-def sync_directory(directory: Path) -> None:
-    """Flush a directory's names to the disk."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _header(tensors: Mapping[str, Tensor], snapshot: Snapshot, identity: str) -> bytes:

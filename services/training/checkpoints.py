@@ -31,6 +31,8 @@ from typing import Any, Final, Self
 
 import torch
 
+from contracts import durable
+from contracts.errors import FitError
 from services.training import checkpoint_file
 from services.training.checkpoint_file import Snapshot
 from services.training.fit_state import FitState
@@ -76,6 +78,7 @@ class Checkpoints:
         self.spent_s = 0.0
         """What they have cost the fit so far: seconds in which it waited for a copy, and CPU seconds of the thread."""
         self._failing = False
+        self._unreadable: set[Path] = set()
         self._every_s, self._share = every_s, share
         self._stopping = stopping or Stopping()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stride-checkpoints")
@@ -139,15 +142,33 @@ class Checkpoints:
     # what is kept
 
     def newest(self) -> Snapshot | None:
-        """The newest checkpoint that is whole; None where there is none. One that is not is removed with a warning."""
+        """The newest checkpoint that is whole; None where there is none.
+
+        One that is damaged is removed with a warning. One that the disk does not give is left where it is: it may be
+        read another time, and the one before it is taken meanwhile.
+
+        Raises:
+            FitError: no checkpoint is whole, and there are some that could not be read.
+        """
         paths = self._paths()
+        unread: OSError | None = None
         for place, path in enumerate(paths):
             try:
                 return checkpoint_file.read(path, self.identity)
-            except (OSError, ValueError) as error:
-                instead = "the one before it is taken" if place + 1 < len(paths) else "the fit starts anew"
+            except OSError as error:
+                unread = unread or error
+                self._unreadable.add(path)
+                _log.warning("checkpoint %s cannot be read (%s) and is kept", path, error.strerror or error)
+            except ValueError as error:
+                last = "the fit starts anew" if unread is None else "there is no other"
+                instead = "the one before it is taken" if place + 1 < len(paths) else last
                 _log.warning("checkpoint %s cannot be used: %s; %s", path, error, instead)
                 path.unlink(missing_ok=True)  # it would count as the newest for ever
+        if unread is not None:
+            raise FitError(
+                f"checkpoints in {self.directory}: none could be read ({unread.strerror or unread}), one was expected "
+                "to go on from; make them readable and run this again, or begin anew with --force."
+            ) from unread
         return None
 
     @property
@@ -168,7 +189,7 @@ class Checkpoints:
                 file.flush()
                 os.fsync(file.fileno())
             staged.replace(self.directory / _RUN)
-            checkpoint_file.sync_directory(self.directory)
+            durable.sync_directory(self.directory)
         except OSError as error:
             self._failed(error)
 
@@ -213,7 +234,8 @@ class Checkpoints:
         try:
             with _side_stream(ready):
                 checkpoint_file.write(self.directory, snapshot, self.identity)
-            for path in self._paths()[_KEPT:]:
+            # One that could not be read takes no place: it may be newer than all that is written after it
+            for path in [path for path in self._paths() if path not in self._unreadable][_KEPT:]:
                 path.unlink(missing_ok=True)
             self.written += 1
             self._failing = False

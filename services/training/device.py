@@ -93,7 +93,7 @@ class Plan:
     def autocast(self) -> torch.autocast:
         """The context that a forward pass runs in."""
         # Weights change every step, so a cache of their casts would only be filled and dropped again.
-        return torch.autocast(self.device, dtype=self.dtype, enabled=self.precision != "fp32")
+        return torch.autocast(self.device, dtype=self.dtype, enabled=self.precision != "fp32", cache_enabled=False)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -160,6 +160,11 @@ def choose_device() -> tuple[str, str, str]:
     if wanted == "cuda":
         raise DeviceError(f"STRIDE_DEVICE is 'cuda', but {why}; check the driver with nvidia-smi, or set it to cpu.")
     return "cpu", cpu, why
+
+
+def generators(device: str) -> list[int]:
+    """The GPUs whose generators a fit on this kind of device uses; the others need not even be woken."""
+    return [torch.cuda.current_device()] if device == "cuda" else []
 
 
 def _cpu_name() -> str:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
-from torchvision.ops import StochasticDepth
 
 from contracts.recipe import Recipe
 from services.training.data.dataset import Split
@@ -101,6 +100,8 @@ def may_be_held(graph: ServedGraph, recipe: Recipe, plan: Plan, *splits: Split) 
 
 
 def _is_drawn(module: nn.Module) -> bool:
+    from torchvision.ops import StochasticDepth  # a base that is held is torchvision's
+
     if isinstance(module, _NormBase):  # held ones with weights are in eval mode in training, too
         return module.weight is None or module.weight.requires_grad
     return isinstance(module, _DropoutNd | StochasticDepth) and module.p > 0
@@ -138,7 +139,7 @@ def _captured(graph: ServedGraph, pixels: Tensor) -> tuple[Tensor, Tensor]:
 def _features(graph: ServedGraph, plan: Plan, source: Source) -> Resident:
     was_training = graph.training
     graph.eval()
-    size = batch_size(source.image)
+    size = batch_size(source.image, source.device)
     features: list[Tensor] = []
     labels: list[Tensor] = []
     for images, truth in source.rows([(at, min(at + size, len(source))) for at in range(0, len(source), size)]):

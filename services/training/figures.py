@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.recipe import Recipe
-from services.training.drawing import BLUE, GRID, INK, VERMILION, new_figure, percent, short
+from services.training.drawing import BLUE, GRID, INK, VERMILION, new_figure, percent, pictures, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,20 +92,17 @@ def mistakes(
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != truth)
     shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
-    columns = max(min(len(shown), 8), 4)
-    rows = max(-(-len(shown) // columns), 1)
-    figure = new_figure(1.5 * columns, 1.95 * rows + 0.5)
-    title = f"{_mistakes(len(wrong))} on {len(truth):,} test images"
+    found = [
+        (
+            images[index],
+            f"true {short(labels[truth[index]], 10)}\n"
+            f"said {short(labels[predicted[index]], 10)} ({percent(confidence[index])})",
+        )
+        for index in shown
+    ]
     more = f"; the {len(shown)} that the network was surest of" if len(wrong) > len(shown) else ""
-    figure.suptitle(title + more, color=INK, fontsize=12)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for axes, index in zip(grid.flat, shown, strict=False):
-        axes.imshow(images[index].squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        found = f"{short(labels[predicted[index]], 10)} ({percent(confidence[index])})"
-        axes.set_title(f"true {short(labels[truth[index]], 10)}\nsaid {found}", fontsize=8, color=INK, pad=3)
-    return figure
+    heading = f"{_mistakes(len(wrong))} on {len(truth):,} test images{more}"
+    return pictures([found[start : start + 8] for start in range(0, len(found), 8)], heading, cell=1.5)
 
 
 def _best_epoch(history: Sequence[Mapping[str, float]], recipe: Recipe) -> int:

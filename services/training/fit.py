@@ -20,6 +20,7 @@ from services.training.device import Plan
 from services.training.evaluate import evaluate
 from services.training.features import FittedPart
 from services.training.fit_state import FitState
+from services.training.group import ALONE, Group
 from services.training.keeper import Keeper, Unkept
 from services.training.loader import open_source
 from services.training.memory import naming_the_batch_size
@@ -72,6 +73,7 @@ def fit(  # noqa: PLR0915 - the loop is read top to bottom, so it is one functio
     watch: Callable[[int, ServedGraph], None] = _no_one,
     keeper: Keeper | None = None,
     resume: Snapshot | None = None,
+    group: Group = ALONE,
 ) -> FitResult:
     """Fit a network to a recipe.
 
@@ -88,6 +90,8 @@ def fit(  # noqa: PLR0915 - the loop is read top to bottom, so it is one functio
         keeper: Saves the state of the fit while it runs.
         resume: What a keeper saved of the same recipe, data, plan and code: the fit goes on from there and, on the
             CPU, ends in the same weights, to the bit, as if it had never been stopped.
+        group: The workers that fit together. All call this at once, with the same data, recipe and plan; weights, a
+            keeper and what it resumes from are taken of the first one.
 
     Raises:
         Diverged: the loss is not finite any more.
@@ -98,31 +102,37 @@ def fit(  # noqa: PLR0915 - the loop is read top to bottom, so it is one functio
     with naming_the_batch_size(recipe, plan.device):
         config, device = recipe.fit, torch.device(plan.device)
         graph.to(device).to(memory_format=plan.memory_format)
-        part = FittedPart(graph, plan, open_source(train, device), open_source(validation, device))
+        group.same_weights(graph)
+        sources = (open_source(split, device, workers=group.size) for split in (train, validation))
+        part = FittedPart(graph, plan, *sources)
         graph, source, held_out = part.graph, part.source, part.held_out
         n = len(source)
-        batches = Batches(source, batch_size=config.batch_size, augmentation=recipe.augmentation, seed=config.seed)
+        batches = Batches(
+            source, batch_size=config.batch_size, augmentation=recipe.augmentation, seed=config.seed, group=group
+        )
 
         state = FitState.begin(graph, recipe, plan, batches=len(batches))
         if resume is not None:
             state.restore(resume)
-        take = make_step(graph, recipe, plan, state.optimizer, state.scaler)
+        group.same_state(state)
+        take = make_step(graph, recipe, plan, state.optimizer, state.scaler, group)
         progress.start(epochs=config.epochs, images=n)
         if resume is not None:
             progress.note(f"goes on after epoch {state.epoch} and {state.batch} of {len(batches)} batches")
-        with keeper.running():
+        with group.joined(graph), keeper.running():
             while not state.done:
                 graph.train()
                 epoch = state.epoch + 1
                 epoch_started = time.perf_counter() - state.epoch_seconds
                 coming = batches.epoch(epoch, first=state.batch)
-                for (_, stop), (batch, truth) in zip(batches.bounds[state.batch :], coming, strict=True):
+                for (start, stop), (batch, truth) in zip(batches.bounds[state.batch :], coming, strict=True):
                     rate = state.learning_rate.at(state.step)
                     set_rate(state.optimizer, rate)
+                    group.begin_batch(stop - start)
                     loss, right = take(batch, truth)
                     if state.average is not None:
                         state.average.update()
-                    state.totals += torch.stack((loss * len(batch), right))
+                    state.totals += torch.stack((loss * (stop - start), right))
                     state.step += 1
                     state.batch += 1
                     if progress.due():  # a few times a second: only then does an epoch wait for the device
@@ -138,7 +148,9 @@ def fit(  # noqa: PLR0915 - the loop is read top to bottom, so it is one functio
                 state.epoch_seconds = time.perf_counter() - epoch_started
 
                 with keeper.at_once(state):
-                    validation_loss, validation_accuracy = evaluate(state.judged, held_out, precision=plan.autocast())
+                    validation_loss, validation_accuracy = evaluate(
+                        state.judged, held_out, precision=plan.autocast(), group=group
+                    )
                     # NaN would stay the best value for ever
                     _finite([validation_loss], "validation loss", epoch, rate, recipe)
                     metrics = {

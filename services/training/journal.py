@@ -6,27 +6,30 @@
       spool/          the files and pictures that entries name, until they are taken
       lock            held by the one process that writes or replays
 
-An entry that has been appended outlives `kill -9`; a last line that a kill has cut off is dropped with a warning.
+An entry that has been appended outlives `kill -9` at once: the operating system has it. The disk has it about a second
+later (`services.training.journal_flusher`, in a thread that no fit waits for), so that a power failure takes the last
+second at most, and nothing that the server was said to have. Files are flushed before the entries that name them. A
+last line that was cut off is dropped with a warning.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-import secrets
 import shutil
 import threading
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
-from contracts import places
+from contracts import durable, places
 from contracts.errors import FitError
 from services.training import journal_entry, journal_lock
 from services.training.journal_entry import Entry
+from services.training.journal_spool import Spool
 
 _LINES: Final = "journal.jsonl"
 _STATE: Final = "state.json"
@@ -34,6 +37,8 @@ _SPOOL: Final = "spool"
 _GONE: Final = ".gone-"
 _AT_ONCE: Final = 500
 """Entries that are read at once: what is held in memory does not grow with the time that a server is away."""
+
+_log = logging.getLogger(__name__)
 
 
 def root() -> Path:
@@ -86,8 +91,15 @@ class Journal:
         self.acknowledged, self._sent_to, self.refused = _read_state(directory / _STATE)
         # After a power failure the state may be of lines that are gone.
         self.last, self._sent_to = max(last, self.acknowledged), min(self._sent_to, self._size)
+        self._spool = Spool(directory / _SPOOL)
         self._clear_spool()
+        new = not (directory / _LINES).exists()
         self._file = os.open(directory / _LINES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        if new:
+            durable.sync_directory(directory)
+            durable.sync_directory(directory.parent)
+        self.flushed = self.last
+        """The last entry that the disk has."""
 
     @classmethod
     def open(cls, run_id: str, *, create: bool = True, wait_s: float = 0.0) -> Self:
@@ -159,14 +171,31 @@ class Journal:
         Raises:
             FitError: the disk does not take it; nothing is left of it.
         """
-        path = self._spooled(token := secrets.token_hex(8), name)
         try:
-            path.parent.mkdir(parents=True)
-            path.write_bytes(data)
+            return self._spool.keep(name, data)
         except OSError as error:
-            shutil.rmtree(path.parent, ignore_errors=True)
             raise _disk(self.path, error) from error
-        return {"token": token, "name": name, "bytes": len(data), "crc32": zlib.crc32(data)}
+
+    def flush(self) -> None:
+        """Have the disk hold what was appended and spooled until now; who appends does not wait meanwhile.
+
+        Raises:
+            OSError: the disk does not take it; the next call tries again.
+        """
+        with self._noting:
+            if not self._closed:
+                self._flush()
+
+    def _flush(self) -> None:
+        # Files before the entries that name them: those that were appended by now are spooled by then.
+        with self._appending:
+            last = self.last
+        files = self._spool.unflushed()
+        if last == self.flushed and not files:
+            return
+        self._spool.flush(files)
+        os.fdatasync(self._file)
+        self.flushed = last
 
     def spooled(self, entry: Entry) -> Path:
         """The file that an entry names, under its name.
@@ -174,17 +203,7 @@ class Journal:
         Raises:
             ValueError: it is missing or damaged, as a power failure may leave it.
         """
-        kept = entry.content["spool"]
-        path = self._spooled(kept["token"], kept["name"])
-        if not path.exists():
-            raise ValueError(f"{path} is missing")
-        found = 0
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                found = zlib.crc32(block, found)
-        if (path.stat().st_size, found) != (kept["bytes"], kept["crc32"]):
-            raise ValueError(f"{path} is damaged")
-        return path
+        return self._spool.find(entry.content["spool"])
 
     def entries(self) -> Iterator[Entry]:
         """Every entry, from the first."""
@@ -211,20 +230,24 @@ class Journal:
         with self._noting:
             if self._closed:  # by one who would not wait any longer for the thread that sends
                 return
-            os.fdatasync(self._file)  # in this thread nobody waits for it
+            os.fdatasync(self._file)  # a state must not be of lines that the disk does not have
             self.refused = {n: why for n, why in self.refused.items() if n not in done} | dict(refused)
             self._sent_to = max(self._sent_to, *(entry.end for entry in entries))
             acknowledged = max(self.acknowledged, *done)
             state = {"acknowledged": acknowledged, "offset": self._sent_to, "refused": self.refused}
-            _replace(self.path / _STATE, json.dumps(state).encode())
+            durable.write(self.path / _STATE, json.dumps(state).encode())
             for entry in entries:
                 if "spool" in entry.content and entry.sequence not in refused:
-                    shutil.rmtree(self.path / _SPOOL / entry.content["spool"]["token"], ignore_errors=True)
+                    self._spool.drop(entry.content["spool"]["token"])
             self.acknowledged = acknowledged
 
     def close(self) -> None:
-        """Let another process have it."""
-        with self._appending, self._noting:
+        """Let another process have it; the disk has all of it then."""
+        try:
+            self.flush()
+        except OSError as error:
+            _log.warning("journal %s: the disk may not hold all of it (%s)", self.path, error.strerror or error)
+        with self._noting, self._appending:
             if not self._closed:
                 self._closed = True
                 os.close(self._file)
@@ -232,12 +255,15 @@ class Journal:
 
     def delete(self) -> None:
         """Remove it from the disk and close it; it must be open."""
-        with self._appending, self._noting:
+        with self._noting, self._appending:
             # Away at once and whole: half a journal would look like one whose files are lost.
             gone = self.path.with_name(f"{_GONE}{self.run_id}")
             shutil.rmtree(gone, ignore_errors=True)
             self.path.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
+            os.close(self._file)
+            self._lock.close()
+            self._closed = True
         self.close()
 
     def __enter__(self) -> Self:
@@ -246,18 +272,14 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _spooled(self, token: str, name: str) -> Path:
-        return self.path / _SPOOL / token / name
-
     def _clear_spool(self) -> None:
         """Remove files whose entry was not appended any more, or was taken in the last moment."""
-        spool = self.path / _SPOOL
-        present = {path.name for path in spool.iterdir()} if spool.exists() else set()
-        for entry in self.entries() if present else ():
+        gone = self._spool.tokens()
+        for entry in self.entries() if gone else ():
             if "spool" in entry.content and (entry.sequence > self.acknowledged or entry.sequence in self.refused):
-                present.discard(entry.content["spool"]["token"])
-        for token in present:
-            shutil.rmtree(spool / token, ignore_errors=True)
+                gone.discard(entry.content["spool"]["token"])
+        for token in gone:
+            self._spool.drop(token)
 
 
 def _read_state(path: Path) -> tuple[int, int, dict[int, str]]:
@@ -268,15 +290,6 @@ def _read_state(path: Path) -> tuple[int, int, dict[int, str]]:
         return state["acknowledged"], state["offset"], refused
     except (FileNotFoundError, ValueError, KeyError):  # all is sent again then, which changes nothing in the run
         return 0, 0, {}
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(".new")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fdatasync(file.fileno())
-    temporary.replace(path)
 
 
 def _disk(path: Path, error: OSError) -> FitError:

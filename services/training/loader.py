@@ -100,7 +100,7 @@ class Streamed:
         self._split = split
         self.image = tuple(split.images.shape[1:])
         self.reason = reason
-        self.threads = threads or min(8, len(os.sched_getaffinity(0)))
+        self.threads = threads or default_threads()
 
     def __len__(self) -> int:
         return len(self._split)
@@ -137,14 +137,21 @@ class Streamed:
         return images, labels
 
 
-def open_source(split: Split, device: str | torch.device) -> Resident | Streamed:
+def open_source(split: Split, device: str | torch.device, *, workers: int = 1) -> Resident | Streamed:
     """The images of a split for a device: resident where they fit, streamed otherwise.
+
+    Args:
+        split: Whose images.
+        device: Where they are wanted.
+        workers: How many processes do the same at once; memory and processors are divided among them.
 
     Raises:
         RecipeError: see `resident_limit`.
     """
     device = torch.device(device)
     limit, size = resident_limit(device), split.images.nbytes
+    if device.type == "cpu":
+        limit //= workers  # each holds its own copy, and a GPU is nobody else's
     # On the CPU an array is there already, and using it costs nothing more
     fits = size <= limit or (device.type == "cpu" and limit > 0)
     if in_memory(split.images) and fits:
@@ -155,7 +162,13 @@ def open_source(split: Split, device: str | torch.device) -> Resident | Streamed
         return Resident.copied(split, device, reason=f"resident: {_gb(size)} on the {device.type}, read from disk once")
     else:
         why = "read from disk"
-    return Streamed(split, device, reason=f"streamed: {_gb(size)}, {why}")
+    threads = max(1, default_threads() // workers)
+    return Streamed(split, device, reason=f"streamed: {_gb(size)}, {why}", threads=threads)
+
+
+def default_threads() -> int:
+    """How many threads read ahead where nothing else is asked for."""
+    return min(8, len(os.sched_getaffinity(0)))
 
 
 def _whole(images: NDArray[np.uint8], device: torch.device) -> Tensor:

@@ -18,6 +18,10 @@ class SoftLabels:
     second: Tensor
     share: Tensor
 
+    def without(self, first: int) -> SoftLabels:
+        """Those of all images but the first so many."""
+        return SoftLabels(self.first[first:], self.second[first:], self.share[first:]) if first else self
+
     @property
     def dominant(self) -> Tensor:
         return torch.where(self.share >= 0.5, self.first, self.second)

@@ -19,6 +19,7 @@ from contracts.errors import RegistryError
 from contracts.recipe import Recipe
 from services.training.dataset_entity import dataset_entity
 from services.training.journal import Journal
+from services.training.journal_flusher import Flusher
 from services.training.journal_replay import MAX_METRICS, MAX_PARAMETERS, MAX_TAGS
 from services.training.journal_sender import Sender
 
@@ -71,6 +72,8 @@ class Run:
         self._started: int = info.start_time
         self._recipe, self._journal, self._sender, self._logged = recipe, journal, sender, dict(logged or {})
         self._tables: list[str] = []
+        self._flusher = Flusher(journal)
+        self._flusher.start()
         sender.start()
 
     def epoch(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -175,6 +178,7 @@ class Run:
             self._sender.drain(wait_s)
         finally:
             self._sender.stop()
+            self._flusher.stop()
             self._leave(status, wait_s, closed=closed)
         if self._journal.refused:
             first = next(iter(self._journal.refused.values()))
@@ -213,6 +217,7 @@ class Run:
 
     def _append(self, kind: str, content: Mapping[str, Any]) -> None:
         self._journal.append(kind, content)
+        self._flusher.wake()
         self._sender.wake()
 
 

@@ -14,44 +14,24 @@ and must come to the loss that the plain loop comes to.
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
-import math
 import os
 import shutil
-import statistics
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import torch
-from torch import Tensor
 
-from contracts.errors import RecipeError, StrideError
-from services.training.allocator import reusing_memory
-from services.training.device import Candidate, Plan, choose_device
-from services.training.memory import is_out_of_memory
+from contracts.errors import RecipeError
+from services.training.device import Plan, choose_device
+from services.training.measurement import Measurement, Trial
 
 _LOG = logging.getLogger(__name__)
 _LAYOUT: Final = 2
 """Raised when the meaning of what is remembered changes."""
-_GAIN: Final = 1.1
-"""How much faster a lower precision must be measured to be taken."""
-_HOPELESS: Final = 1.5
-"""How much slower than the fastest a candidate may be to be timed on."""
-_ROUNDS: Final = 4
-"""Timed steps of each candidate before one is given up, where there is time for them; the loss is compared after."""
-_TOGETHER: Final = 2**28
-"""Bytes of weights up to which all candidates' copies are in memory at once."""
-_COMPILING_S: Final = {"cpu": 60.0, "cuda": 30.0}
-"""What compiling is taken to cost before it has been measured."""
-
-Trial = Callable[[Plan], Callable[[], Tensor | float]]
-"""Makes, for a plan, a function that takes a training step on throw-away copies and gives its loss."""
 
 
 def choose_plan(
@@ -63,6 +43,7 @@ def choose_plan(
     steps: int = 0,
     weights: int = 0,
     seconds: float = 1.5,
+    workers: int = 1,
 ) -> Plan:
     """Choose how a fit is computed on the device that STRIDE_DEVICE asks for.
 
@@ -76,13 +57,15 @@ def choose_plan(
         steps: How many the fit will take; compiling must pay within them.
         weights: Bytes of one copy of the network.
         seconds: Of timed steps in all; each candidate takes two steps at least.
+        workers: How many take a step together; what they exchange in it can be neither captured nor compiled.
 
     Raises:
         DeviceError: see `choose_device`.
         RecipeError: fp16 was asked for without a CUDA device, or STRIDE_COMPILE is none of auto, 0 and 1.
     """
     device, name, reason = choose_device()
-    compiling = _compiling(device)
+    together = workers > 1
+    compiling = _compiling(device) and not together
     if precision == "fp16" and device == "cpu":
         raise RecipeError("fit.precision is 'fp16', which needs a CUDA device; set it to auto, bf16 or fp32.")
     given = Plan(
@@ -97,11 +80,12 @@ def choose_plan(
     first = _first(given, free=precision == "auto")
     if len(first) == 1 and not compiling and device == "cpu":
         return given
-    machine = f"{_LAYOUT}|{name}|{torch.__version__}|{given.threads}|{precision}|{compiling}|{key}"
+    machine = f"{_LAYOUT}|{name}|{torch.__version__}|{given.threads}|{precision}|{compiling}|{workers}|{key}"
     kept = cache / "plans" / f"{sha256(machine.encode()).hexdigest()[:32]}.json"
     if (answer := _remembered(kept)) is not None:
         return replace(answer, device_reason=reason)
-    plan = _Measurement(trial, device, seconds, weights).choose(first, steps=steps, compiling=compiling)
+    measurement = Measurement(trial, device, seconds, weights)
+    plan = measurement.choose(first, steps=steps, compiling=compiling, capturing=not together)
     free = "the fastest that comes to fp32's loss; a lower precision must gain 10%"
     why = f"measured: {free if precision == 'auto' else 'the recipe says the precision'}"
     plan = replace(plan, precision_reason=why)
@@ -138,169 +122,6 @@ def _compiling(device: str) -> bool:
     return wanted == "1"
 
 
-@dataclass(slots=True)
-class _Timed:
-    """A candidate while it is measured."""
-
-    plan: Plan
-    seconds: list[float] = field(default_factory=list)
-    losses: list[Tensor | float] = field(default_factory=list)
-    compile_seconds: float = 0.0
-    failed: str = ""
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds) if self.seconds and not self.failed else math.inf
-
-
-class _Measurement:
-    """Times candidates and keeps the table."""
-
-    def __init__(self, trial: Trial, device: str, seconds: float, weights: int) -> None:
-        self._trial, self._device, self._seconds = trial, device, seconds
-        self._together = weights <= _TOGETHER
-        self._table: list[_Timed] = []
-        self._error: BaseException | None = None
-
-    def choose(self, first: Sequence[Plan], *, steps: int, compiling: bool) -> Plan:
-        self._time(first)
-        best = self._best()
-        if self._device == "cuda" and best.plan.precision != "fp16":
-            self._time([replace(best.plan, cuda_graph=True)])
-            best = self._best()
-        if compiling and self._may_pay(best, steps):
-            # Compiled and captured at once is what inductor's own graphs are for; here it is one or the other
-            self._time([replace(best.plan, cuda_graph=False, compiled=True)])
-            best = self._best(steps)
-        return replace(best.plan, candidates=tuple(self._row(timed, best, steps) for timed in self._table))
-
-    def _may_pay(self, best: _Timed, steps: int) -> bool:
-        # Even at twice the speed it must bring in what compiling is taken to cost, here and again in the fit
-        return best.median * steps / 2 > 2 * _COMPILING_S[self._device]
-
-    def _time(self, plans: Iterable[Plan]) -> None:
-        new = [_Timed(plan) for plan in plans]
-        self._table += new
-        with reusing_memory():  # as in the fit; each plan opens it, too, and would give all back after every step
-            for group in [new] if self._together else [[timed] for timed in new]:
-                self._take_turns(group, self._seconds * len(group) / max(len(new), 1))
-        if self._error is not None and all(timed.failed for timed in self._table):
-            raise self._error
-
-    def _take_turns(self, group: Sequence[_Timed], seconds: float) -> None:
-        """One step of each candidate after the other, until the time is over; the hopeless drop out on the way."""
-        running = {index: step for index, timed in enumerate(group) if (step := self._prepared(timed)) is not None}
-        end = time.perf_counter() + seconds
-        for number in range(10_000):
-            late = time.perf_counter() > end
-            if not running or (late and number >= 2):
-                break
-            for index in list(running):
-                if not self._stepped(group[index], running[index], number):
-                    del running[index]
-            fastest = min((group[index].median for index in running), default=math.inf)
-            if number >= _ROUNDS or late:
-                running = {i: step for i, step in running.items() if group[i].median <= _HOPELESS * fastest}
-        running.clear()
-        _release(self._device)
-
-    def _prepared(self, timed: _Timed) -> Callable[[], Tensor | float] | None:
-        with timed.plan.computing():
-            try:
-                started = time.perf_counter()
-                step = self._trial(timed.plan)
-                torch.manual_seed(0)
-                timed.losses.append(step())  # not timed: kernels are chosen and compiled, caches filled
-                self._synchronize()
-                if timed.plan.compiled:
-                    timed.compile_seconds = time.perf_counter() - started
-            except Exception as error:  # noqa: BLE001 - a candidate that cannot run is out, whatever it raised
-                self._fail(timed, error)
-                return None
-        return step
-
-    def _stepped(self, timed: _Timed, step: Callable[[], Tensor | float], number: int) -> bool:
-        # Launching runs ahead of a GPU, so several steps are timed as one there
-        times = 5 if self._device == "cuda" else 1
-        with timed.plan.computing():
-            torch.manual_seed(number + 1)  # the same dropout in all of them
-            try:
-                started = time.perf_counter()
-                losses = [step() for _ in range(times)]
-                self._synchronize()
-                timed.seconds.append((time.perf_counter() - started) / times)
-            except Exception as error:  # noqa: BLE001 - likewise
-                self._fail(timed, error)
-                return False
-        timed.losses += losses
-        return True
-
-    def _fail(self, timed: _Timed, error: Exception) -> None:
-        """Take a candidate out; what would fail in the fit just so is raised."""
-        extra = timed.plan.compiled or timed.plan.cuda_graph
-        if isinstance(error, StrideError) or not (extra or is_out_of_memory(error)):
-            raise error
-        self._error = self._error or error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
-        timed.failed = f"out of memory: {reason}" if is_out_of_memory(error) else f"failed: {reason}"
-        error.__traceback__ = None  # its frames hold the candidate's tensors
-        _release(self._device)
-
-    def _synchronize(self) -> None:
-        if self._device == "cuda":
-            torch.cuda.synchronize()
-
-    def _best(self, steps: int = 0) -> _Timed:
-        """The fastest that keeps the loss; with the steps to come, compiling is counted in."""
-        sound = [timed for timed in self._table if not timed.failed and self._keeps_loss(timed)]
-
-        def cost(timed: _Timed) -> float:
-            return timed.median + (timed.compile_seconds / steps if steps else 0.0)
-
-        def exact(timed: _Timed) -> bool:
-            return timed.plan.precision == sound[0].plan.precision and not timed.plan.tf32
-
-        full = min(filter(exact, sound), key=cost)
-        best = min(sound, key=cost)
-        return best if exact(best) or cost(full) > _GAIN * cost(best) else full
-
-    def _keeps_loss(self, timed: _Timed) -> bool:
-        """Whether a candidate's loss is the plain loop's after as many steps from the same weights."""
-        plain = next(other for other in self._table if not other.failed)
-        last = min(len(timed.losses), len(plain.losses), 1 + _ROUNDS) - 1
-        mine, theirs = float(timed.losses[last]), float(plain.losses[last])
-        if not math.isfinite(theirs):  # the fit itself will tell that the recipe diverges
-            return timed.plan.precision == plain.plan.precision
-        return abs(mine - theirs) <= 0.03 + 0.05 * abs(theirs)
-
-    def _row(self, timed: _Timed, best: _Timed, steps: int) -> Candidate:
-        loss = float(timed.losses[min(len(timed.losses), 1 + _ROUNDS) - 1]) if timed.losses else math.nan
-        return Candidate(
-            name=timed.plan.name,
-            milliseconds=None if math.isinf(timed.median) else round(timed.median * 1e3, 4),
-            loss=round(loss, 6) if math.isfinite(loss) else None,
-            compile_seconds=round(timed.compile_seconds, 2),
-            verdict=self._verdict(timed, best, steps),
-        )
-
-    def _verdict(self, timed: _Timed, best: _Timed, steps: int) -> str:
-        if timed is best:
-            return "taken"
-        if timed.failed:
-            return timed.failed
-        if not self._keeps_loss(timed):
-            return "its loss is another than the plain loop's"
-        if timed.compile_seconds and timed.median < best.median:
-            return f"compiling does not pay within {steps:,} steps"
-        return "slower" if timed.median >= best.median else "gains less than 10%"
-
-
-def _release(device: str) -> None:
-    gc.collect()  # captured graphs and compiled functions stand in circles
-    if device == "cuda":
-        torch.cuda.empty_cache()
-
-
 def _remembered(kept: Path) -> Plan | None:
     try:
         return Plan.from_json(json.loads(kept.read_text()))
@@ -316,23 +137,3 @@ def _remember(kept: Path, plan: Plan) -> None:
         staged.replace(kept)
     except OSError as error:
         _LOG.warning("plan %s could not be written (%s); it will be measured again", kept, error)
-
-
-def steps_per_second(step: Callable[[], Any], device: str, seconds: float) -> float:
-    """The median rate of a training step over `seconds` and three calls at least, after three that are not timed."""
-
-    def synchronize() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    for _ in range(3):  # warm-up: kernels are chosen and compiled, caches filled
-        step()
-    synchronize()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        step()
-        synchronize()
-        times.append(time.perf_counter() - start)
-    return 1 / statistics.median(times)

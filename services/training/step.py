@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from contracts.errors import FitError
 from contracts.recipe import Recipe
 from services.training.device import Plan
+from services.training.group import ALONE, Group
 from services.training.networks import ServedGraph
 from services.training.objective import SoftLabels, loss_and_correct
 
@@ -27,6 +28,7 @@ def make_step(
     plan: Plan,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    group: Group = ALONE,
 ) -> Step:
     """What takes one step on a batch; nothing in it waits for the device.
 
@@ -37,10 +39,12 @@ def make_step(
         optimizer: Over the graph's parameters, with the state that the fit begins with: a CUDA graph holds the places
             of its tensors.
         scaler: Enabled for fp16 alone.
+        group: The workers that take the step together.
 
     Returns:
         A function of images, uint8 or float32 (batch, height, width, channels), 0-255, and labels, int64 (batch,) or
-        soft ones. It gives the batch's mean loss and its number of right answers, scalars on the device.
+        soft ones; a worker's own of them. It gives the batch's mean loss and its number of right answers, scalars on
+        the device, of all workers' images together.
     """
     forward = plain = _forward(graph, recipe, plan)
     if plan.compiled:
@@ -51,9 +55,9 @@ def make_step(
             return (compiled if len(batch) == recipe.fit.batch_size else plain)(batch, truth)
 
     def step(batch: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
-        return _step(forward, batch, truth, graph, recipe, optimizer, scaler)
+        return _step(forward, batch, truth, graph, recipe, optimizer, scaler, group)
 
-    return Captured(step, optimizer, plan.device) if plan.cuda_graph else step
+    return Captured(step, optimizer, plan.device, recipe.fit.batch_size) if plan.cuda_graph else step
 
 
 def training_step(
@@ -105,11 +109,13 @@ def _step(
     recipe: Recipe,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    group: Group = ALONE,
 ) -> tuple[Tensor, Tensor]:
     try:
         loss, right = forward(batch, truth)
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.scale(group.weighed(loss, len(batch))).backward()  # type: ignore[no-untyped-call]
+        loss, right = group.added(graph.network.parameters(), loss.detach(), right)
         if recipe.fit.clip_norm is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(graph.network.parameters(), recipe.fit.clip_norm)
@@ -122,19 +128,28 @@ def _step(
             f"recipe '{recipe.name}': a batch of one image cannot be fitted ({error}); "
             "set fit.batch_size to at least 2."
         ) from error
-    return loss.detach(), right
+    return loss, right
 
 
 class Captured:
     """A step that is captured once and replayed: one launch instead of hundreds, where small kernels wait for the host.
 
-    The first steps are taken one by one, on a stream beside, and count as steps. A batch of another size than the
-    captured one, such as the last of an epoch, is taken one by one, too.
+    The first steps on whole batches are taken one by one, on a stream beside, and count as steps; the one after them is
+    captured. A batch of another size, such as the last of an epoch, is always taken one by one.
     """
 
-    def __init__(self, step: Step, optimizer: torch.optim.Optimizer, device: str) -> None:
-        """Make the optimizer's rate and counters tensors on the device, where a captured step finds them."""
-        self._step, self._device = step, device
+    def __init__(self, step: Step, optimizer: torch.optim.Optimizer, device: str, batch_size: int) -> None:
+        """Make the optimizer's rate and counters tensors on the device, where a captured step finds them.
+
+        Args:
+            step: What is captured.
+            optimizer: Whose step it takes.
+            device: Where.
+            batch_size: Of a whole batch; there is one graph, and most batches are whole.
+        """
+        self._step, self._batch_size = step, batch_size
+        self._beside: Any = None
+        """The stream of the steps before the capture; the memory that they leave is that stream's, so it is one."""
         self._taken = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
@@ -150,12 +165,14 @@ class Captured:
         optimizer._warned_capturable_if_run_uncaptured = True  # noqa: SLF001
 
     def __call__(self, batch: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
-        inputs = _tensors(batch, truth)
+        if len(batch) != self._batch_size:
+            return self._step(batch, truth)
         if self._taken < _WARM:
             self._taken += 1
-            return self._beside(batch, truth)
+            return self._warm(batch, truth)
         if self._graph is None:
             self._capture(batch, truth)
+        inputs = _tensors(batch, truth)
         if self._graph is None or self._answers is None or not _alike(inputs, self._inputs):
             return self._step(batch, truth)
         for place, value in zip(self._inputs, inputs, strict=True):
@@ -164,13 +181,13 @@ class Captured:
         loss, right = self._answers
         return loss.clone(), right.clone()  # the next replay writes to the same places
 
-    def _beside(self, batch: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
+    def _warm(self, batch: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
         """A step on a stream of its own, as torch asks for before a capture."""
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._beside = self._beside or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._beside):
             answers = self._step(batch, truth)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._beside)
         return answers
 
     def _capture(self, batch: Tensor, truth: Truth) -> None:

@@ -14,21 +14,22 @@ from services.training.averaging import Average
 from services.training.data.dataset import Split
 from services.training.device import Plan
 from services.training.evaluate import to_device
+from services.training.measurement import Trial
 from services.training.networks import ServedGraph
 from services.training.optimizers import make_optimizer
 from services.training.schedules import LearningRate
-from services.training.speed import Trial
 from services.training.step import make_step, set_rate
 
 
-def make_trial(graph: ServedGraph, train: Split, recipe: Recipe, *, steps: int) -> Trial:
+def make_trial(graph: ServedGraph, train: Split, recipe: Recipe, *, steps: int, workers: int = 1) -> Trial:
     """What measures a recipe's steps: from the graph's weights, on the first batch of a split, at the rates at which
     the fit begins. The graph and the split are left as they are.
 
     Args:
         steps: Of the whole fit; the learning rate is drawn over them.
+        workers: How many share a batch; one's part of it is measured.
     """
-    size = recipe.fit.batch_size
+    size = -(-recipe.fit.batch_size // workers)
     batch, truth = train.images[:size], train.labels[:size]
 
     def prepare(plan: Plan) -> Callable[[], Tensor]:

@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from benchmarks.training.turns import Turns
 from contracts.recipe import parse
-from services.training import train as training
 from services.training.data import load
-from services.training.device import Plan
+from services.training.initial_graph import make_graph
 from services.training.networks import count_parameters
 from services.training.optimizers import make_optimizer
+from services.training.planning import plan_of
 
 TURN_S = 5.0
 
@@ -34,9 +34,9 @@ def main() -> None:
     torch.set_num_threads(job["threads"])
     torch.manual_seed(recipe.fit.seed)
     dataset = load(recipe.data)
-    graph = training.make_graph(recipe, dataset)
+    graph = make_graph(recipe, dataset)
     # Stride's fit of the same recipe has begun, so this is what it measured and keeps in STRIDE_HOME.
-    plan: Plan = training._plan(graph, dataset, recipe)  # noqa: SLF001
+    plan = plan_of(graph, dataset, recipe)
     size = recipe.fit.batch_size
     with plan.computing():
         graph.to(plan.device).to(memory_format=plan.memory_format).train()

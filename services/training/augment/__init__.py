@@ -6,18 +6,18 @@ with known parameters can be checked against another implementation.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from contracts.recipe import Augmentation
 from services.training.augment.color import draw_jitter, jitter
+from services.training.augment.draws import Randomness
 from services.training.augment.geometry import affine, crop, cutout, draw_affine, draw_flips, flip
 from services.training.augment.mixing import mix
 
 __all__ = ["affine", "augment", "draw_affine", "mix"]
 
 
-def augment(images: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, config: Augmentation, generator: Randomness) -> Tensor:
     """Change images at random, each by itself; see `mix` for what mixes them with each other.
 
     Args:

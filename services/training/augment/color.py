@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from contracts.recipe import Augmentation
+from services.training.augment.draws import Randomness, uniform
 
 _GRAY = (0.2989, 0.587, 0.114)  # ITU-R BT.601, in the digits that torchvision and Pillow's docs give
 
@@ -22,13 +23,13 @@ class Jitter(NamedTuple):
     """Turn of the colour circle, from -0.5 to 0.5; the other three are factors around 1."""
 
 
-def draw_jitter(batch: int, config: Augmentation, generator: torch.Generator) -> Jitter:
+def draw_jitter(batch: int, config: Augmentation, generator: Randomness) -> Jitter:
     """Draw the factors of each image of a batch."""
 
     def around(middle: float, reach: float) -> Tensor | None:
         if not reach:
             return None
-        return torch.rand(batch, generator=generator, device=generator.device) * (2 * reach) + (middle - reach)
+        return uniform(batch, generator) * (2 * reach) + (middle - reach)
 
     return Jitter(
         around(1, config.brightness), around(1, config.contrast), around(1, config.saturation), around(0, config.hue)

@@ -13,21 +13,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contracts.recipe import Augmentation
+from services.training.augment.draws import Randomness, integers, uniform
 
 # Keras' (scipy's) `reflect` repeats the edge: d c b a | a b c d. So does torch's `reflection` without aligned corners.
 _FILL = {"nearest": "border", "zeros": "zeros", "reflect": "reflection", "constant": "zeros"}
 
 
-def draw_affine(
-    batch: int, config: Augmentation, generator: torch.Generator, *, height: int = 2, width: int = 2
-) -> Tensor:
+def draw_affine(batch: int, config: Augmentation, generator: Randomness, *, height: int = 2, width: int = 2) -> Tensor:
     """Draw one affine map an image, flips included.
 
     Returns:
         float32 (batch, 2, 3): the map from a pixel (x, y, 1) of the result to the place (x, y) in the source where it
         is read, in pixels from the middle of the image.
     """
-    drawn = 2 * torch.rand(6, batch, generator=generator, device=generator.device) - 1
+    drawn = 2 * uniform(batch, generator, each=(6,)) - 1
     parameters = torch.stack(
         (
             drawn[0] * math.radians(config.rotation),
@@ -74,11 +73,11 @@ def affine(images: Tensor, maps: Tensor, fill: str, *, fill_value: int = 0) -> T
     return (sampled + fill_value if fill_value else sampled).permute(0, 2, 3, 1)
 
 
-def draw_flips(batch: int, config: Augmentation, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
+def draw_flips(batch: int, config: Augmentation, generator: Randomness) -> tuple[Tensor | None, Tensor | None]:
     """Which images are flipped, bool (batch,): horizontally, and vertically; None where the recipe flips none."""
 
     def half() -> Tensor:
-        return torch.rand(batch, generator=generator, device=generator.device) < 0.5
+        return uniform(batch, generator) < 0.5
 
     return half() if config.flip_horizontal else None, half() if config.flip_vertical else None
 
@@ -91,10 +90,10 @@ def flip(images: Tensor, horizontal: Tensor | None, vertical: Tensor | None) -> 
     return images
 
 
-def crop(images: Tensor, padding: int, fill: str, generator: torch.Generator, *, fill_value: int = 0) -> Tensor:
+def crop(images: Tensor, padding: int, fill: str, generator: Randomness, *, fill_value: int = 0) -> Tensor:
     """Pad on every side and cut the original size out at random; `reflect` does not repeat the edge, as in torch."""
     batch, height, width, _ = images.shape
-    top, left = torch.randint(2 * padding + 1, (2, batch), generator=generator, device=images.device)
+    top, left = integers(2 * padding + 1, batch, generator, each=(2,))
     padded = _pad(images, padding, fill, fill_value)
     # A view, (batch, top, left, height, width, channels): every window there is, and only the chosen ones are copied
     windows = padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)
@@ -113,13 +112,12 @@ def _pad(images: Tensor, padding: int, fill: str, fill_value: int) -> Tensor:
     return images
 
 
-def cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+def cutout(images: Tensor, side: int, generator: Randomness) -> Tensor:
     """Set a square of each image to zero (DeVries and Taylor 2017)."""
     # Its middle is anywhere, so that a part of it may fall outside.
     batch, height, width, _ = images.shape
-    device = images.device
-    middle_y = torch.randint(height, (batch, 1), generator=generator, device=device)
-    middle_x = torch.randint(width, (batch, 1), generator=generator, device=device)
+    middle_y = integers(height, batch, generator)[:, None]
+    middle_x = integers(width, batch, generator)[:, None]
     top, left = middle_y - side // 2, middle_x - side // 2
     return images * ~box(height, width, top, top + side, left, left + side)
 

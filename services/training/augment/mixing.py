@@ -14,13 +14,14 @@ from scipy import special
 from torch import Tensor
 
 from contracts.recipe import Augmentation
+from services.training.augment.draws import Randomness, integers, uniform
 from services.training.augment.geometry import box
 from services.training.objective import SoftLabels
 
 _QUANTILES: Final = 4096
 
 
-def mix(images: Tensor, labels: Tensor, config: Augmentation, generator: torch.Generator) -> tuple[Tensor, SoftLabels]:
+def mix(images: Tensor, labels: Tensor, config: Augmentation, generator: Randomness) -> tuple[Tensor, SoftLabels]:
     """Mix each image of a batch with another; where the recipe has both ways, each image takes one of them.
 
     Args:
@@ -33,7 +34,7 @@ def mix(images: Tensor, labels: Tensor, config: Augmentation, generator: torch.G
         The images, uint8 where none was blended, and their labels.
     """
     partners, shares = images.roll(1, 0), []
-    pasted = torch.rand(len(labels), generator=generator, device=generator.device) < 0.5
+    pasted = uniform(len(labels), generator) < 0.5
     if config.mixup:
         share = draw_shares(len(labels), config.mixup, generator)
         if config.cutmix:
@@ -61,21 +62,21 @@ def cutmix(images: Tensor, partners: Tensor, inside: Tensor) -> Tensor:
     return torch.where(inside, partners, images)
 
 
-def draw_boxes(share: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
+def draw_boxes(share: Tensor, height: int, width: int, generator: Randomness) -> Tensor:
     """bool (batch, height, width, 1): a box that leaves `share` of each image; its middle is anywhere, so that a part
     of it may fall outside."""
-    middle_y = torch.randint(height, share.shape, generator=generator, device=share.device)
-    middle_x = torch.randint(width, share.shape, generator=generator, device=share.device)
+    middle_y = integers(height, len(share), generator)
+    middle_x = integers(width, len(share), generator)
     half = (1 - share).sqrt() / 2
     half_y, half_x = (half * height).int(), (half * width).int()
     bounds = (middle_y - half_y, middle_y + half_y, middle_x - half_x, middle_x + half_x)
     return box(height, width, *(bound[:, None] for bound in bounds))
 
 
-def draw_shares(batch: int, alpha: float, generator: torch.Generator) -> Tensor:
+def draw_shares(batch: int, alpha: float, generator: Randomness) -> Tensor:
     """float32 (batch,) from Beta(alpha, alpha)."""
     # torch draws from Beta by its global generator only, so one of the distribution's quantiles is drawn instead.
-    index = torch.randint(_QUANTILES, (batch,), generator=generator, device=generator.device)
+    index = integers(_QUANTILES, batch, generator)
     return _beta_quantiles(alpha, generator.device)[index]
 
 

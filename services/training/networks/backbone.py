@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision import models
 
 from contracts.errors import RecipeError
 from contracts.images import ImageSpec
@@ -34,6 +33,8 @@ def build(model: Backbone, *, image: ImageSpec, classes: int) -> nn.Module:
         RecipeError: the name is not one of torchvision's classification networks, it takes no images of this size, a
             layer to hold is not known, or the head's pooling is not to be had.
     """
+    from torchvision import models  # seconds to import, and a convnet needs none of it
+
     known = models.list_models(module=models)
     if model.name not in known:
         near = difflib.get_close_matches(model.name, known, n=3, cutoff=0.4)

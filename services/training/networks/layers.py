@@ -11,7 +11,6 @@ from collections.abc import Iterable
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.models import VGG
 
 from contracts.errors import RecipeError
 
@@ -94,6 +93,8 @@ def hold_statistics(network: nn.Module) -> None:
 
 def keras_names(network: nn.Module) -> dict[str, list[str]]:
     """Keras' names of a VGG's layers -> torch's: a block ends with its pooling, its convolutions count from 1."""
+    from torchvision.models import VGG  # seconds to import, and most networks are none of torchvision's
+
     if not isinstance(network, VGG):
         return {}
     names: dict[str, list[str]] = {}

@@ -10,6 +10,7 @@ from contracts.recipe import Augmentation
 from services.training import batches
 from services.training.batches import Batches, batch_bounds
 from services.training.data.dataset import Split
+from services.training.group import Group
 from services.training.loader import Resident, Source, Streamed
 from services.training.objective import SoftLabels
 
@@ -67,6 +68,24 @@ def test_an_epoch_goes_on_from_any_batch_as_if_it_had_never_been_left() -> None:
     whole = list(made(**EVERYTHING).epoch(3))
     for first in range(len(whole) + 1):
         assert same(list(made(**EVERYTHING).epoch(3, first=first)), whole[first:])
+
+
+@pytest.mark.usefixtures("ahead")
+@pytest.mark.parametrize("changes", [{}, {"rotation": 20, "crop_padding": 1}, EVERYTHING])
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_workers_of_a_group_have_the_rows_of_each_batch_of_one(workers: int, changes: dict[str, Any]) -> None:
+    parts = []
+    for rank in range(workers):
+        group = Group()
+        group.rank, group.size = rank, workers
+        source = Resident.copied(SPLIT, "cpu")
+        config = Augmentation(**changes)
+        shared = Batches(source, batch_size=14, augmentation=config, seed=0, group=group)  # the last one has two images
+        parts.append(list(shared.epoch(2, first=1)))
+    whole = list(made(size=14, **changes).epoch(2, first=1))
+    for batch, *own in zip(whole, *parts, strict=True):
+        together = [torch.cat(columns) for columns in zip(*map(flat, own), strict=True)]
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(together, flat(batch), strict=True))
 
 
 def test_seed_and_epoch_decide_the_batches() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from contracts.errors import FitError
 from contracts.recipe import Recipe
 from services.training.checkpoints import Checkpoints
 from services.training.device import Plan
@@ -125,6 +126,54 @@ def test_where_both_are_damaged_the_fit_starts_anew_and_says_so(
         assert kept.newest() is None
     assert caplog.text.count("cannot be used") == 2
     assert caplog.text.rstrip().endswith("the fit starts anew")
+
+
+@contextmanager
+def unreadable(*paths: Path) -> Iterator[None]:
+    """While it is entered each is a circle of links, which no process may open, not even root's."""
+    for path in paths:
+        path.rename(path.with_suffix(".aside"))
+        path.symlink_to(path.name)
+    try:
+        yield
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".aside").rename(path)
+
+
+def test_a_checkpoint_that_the_disk_does_not_give_is_kept_and_the_one_before_it_taken(
+    tmp_path: Path, state: FitState, caplog: pytest.LogCaptureFixture
+) -> None:
+    with keep(tmp_path) as kept:
+        save(kept, state, 1)
+        newest = save(kept, state, 2)
+        with unreadable(newest):
+            found = kept.newest()
+            assert found is not None
+            assert found.batch == 1
+            assert newest.is_symlink()
+            # it is newer than what the fit writes from there on, of which two are kept all the same
+            state.batch = 0
+            for batch in (1, 1):
+                state.step += 1
+                save(kept, state, batch)
+            assert len(kept._paths()) == 3
+        assert f"checkpoint {newest} cannot be read (Too many levels of symbolic links) and is kept" in caplog.text
+        found = kept.newest()
+        assert found is not None
+        assert found.batch == 2
+
+
+def test_where_none_can_be_read_the_fit_does_not_start_anew(tmp_path: Path, state: FitState) -> None:
+    with keep(tmp_path) as kept:
+        paths = [save(kept, state, 1), save(kept, state, 2)]
+        with unreadable(*paths), pytest.raises(FitError, match=r"none could be read \(Too many levels .*or begin anew"):
+            kept.newest()
+        assert all(path.exists() for path in paths)
+        with unreadable(*paths):
+            kept.clear()
+            assert kept.newest() is None
 
 
 def test_a_checkpoint_of_another_fit_is_not_taken(

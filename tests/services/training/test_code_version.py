@@ -3,6 +3,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
+
 from services.training.code_version import code_version, source_digest
 
 
@@ -42,6 +44,7 @@ def test_files_that_decide_nothing_do_not_change_the_digest(tmp_path: Path) -> N
     assert source_digest(tmp_path) == before
 
 
+@pytest.mark.measured
 def test_it_takes_less_than_50_ms() -> None:
     def seconds() -> float:
         start = time.perf_counter()

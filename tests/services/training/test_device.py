@@ -51,6 +51,17 @@ def test_a_plan_computes_with_its_threads_and_the_process_keeps_its_own() -> Non
     assert torch.get_num_threads() == before
 
 
+def test_weights_are_cast_anew_each_time_since_a_step_changes_them() -> None:
+    weight, image = torch.nn.Parameter(torch.ones(1, 1)), torch.ones(1, 1)
+    with PLAN.autocast():
+        before = torch.nn.functional.linear(image, weight).detach()
+        with torch.no_grad():
+            weight.mul_(3)
+        after = torch.nn.functional.linear(image, weight).detach()
+    assert before.dtype == torch.bfloat16
+    assert (before.item(), after.item()) == (1.0, 3.0)
+
+
 def test_a_plan_survives_json_with_its_table() -> None:
     assert Plan.from_json(json.loads(json.dumps(PLAN.to_json()))) == PLAN
 

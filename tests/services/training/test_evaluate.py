@@ -26,10 +26,13 @@ class Watched(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("shape", "images"), [((28, 28, 1), 512), ((96, 96, 3), 512), ((224, 224, 3), 94), ((5000, 5000, 3), 1)]
+    ("shape", "cpu", "cuda"),
+    [((28, 28, 1), 128, 512), ((96, 96, 3), 128, 512), ((224, 224, 3), 23, 94), ((5000, 5000, 3), 1, 1)],
 )
-def test_large_images_are_evaluated_few_at_a_time(shape: tuple[int, int, int], images: int) -> None:
-    assert batch_size(shape) == images
+def test_large_images_are_evaluated_few_at_a_time_and_fewer_on_the_cpu(
+    shape: tuple[int, int, int], cpu: int, cuda: int
+) -> None:
+    assert (batch_size(shape, "cpu"), batch_size(shape, torch.device("cuda"))) == (cpu, cuda)
 
 
 def test_every_image_counts_once_whatever_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +47,8 @@ def test_every_image_counts_once_whatever_the_batches(monkeypatch: pytest.Monkey
     )
     assert set(network.seen) == {9}
     network.seen.clear()
-    monkeypatch.setattr("services.training.evaluate._VALUES", 4 * 300 * 300 * 3)
+    monkeypatch.setattr("services.training.evaluate._MOST", {"cpu": 4})
+    monkeypatch.setattr("services.training.evaluate._VALUES", 300 * 300 * 3)
     few = predict(graph, images), logits_of(graph, images), evaluate(graph, Resident(torch.from_numpy(images), labels))
     assert network.seen == [4, 4, 1] * 3
     np.testing.assert_allclose(few[0], whole[0], atol=1e-6)

@@ -74,7 +74,7 @@ def test_mistakes_show_the_surest_first_with_truth_and_answer() -> None:
     images = np.zeros((4, 8, 8, 3), dtype=np.uint8)
     probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.3, 0.7]], dtype=np.float32)
     figure = figures.mistakes(images, np.array([1, 0, 1, 0]), probabilities, ("cat", "dog"))
-    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    titles = [text.get_text() for text in figure.axes[0].texts]
     assert titles == ["true dog\nsaid cat (90%)", "true cat\nsaid dog (70%)", "true cat\nsaid dog (60%)"]
     assert figure.get_suptitle() == "3 mistakes on 4 test images"
     _size(figure)
@@ -84,7 +84,7 @@ def test_mistakes_are_limited_and_none_is_said() -> None:
     images, truth = np.zeros((50, 8, 8, 1), dtype=np.uint8), np.zeros(50, dtype=np.int64)
     right, wrong = (np.tile(row, (50, 1)) for row in np.eye(2, dtype=np.float32))
     many = figures.mistakes(images, truth, wrong, ("a", "b"))
-    assert len([axes for axes in many.axes if axes.images]) == 24
+    assert len(many.axes[0].images) == 24
     assert "the 24 that the network was surest of" in many.get_suptitle()
     none = figures.mistakes(images, truth, right, ("a", "b"))
     assert none.get_suptitle() == "No mistake on 50 test images"

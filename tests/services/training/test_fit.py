@@ -294,6 +294,7 @@ def test_a_log_that_is_no_terminal_gets_one_plain_line_an_epoch() -> None:
     assert all("images/s" in line and "\x1b" not in line for line in lines)
 
 
+@pytest.mark.measured
 def test_the_loop_costs_little_beside_the_bare_step() -> None:
     """The bar is 97% (benchmarks/loop.py); this floor counts set-up and validation of a far shorter fit as well."""
     config = recipe(fit={"epochs": 1, "batch_size": 128, "precision": "fp32", "restore_best": False})

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +58,55 @@ def test_keras_rmsprop_has_momentum_and_weight_decay() -> None:
         parameter.grad = torch.tensor([1.0])
         optimizer.step()
     assert parameter.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "torchs"),
+    [
+        ("sgd", torch.optim.SGD),
+        ("adam", torch.optim.Adam),
+        ("adamw", torch.optim.AdamW),
+        ("rmsprop", torch.optim.RMSprop),
+    ],
+)
+def test_every_optimizer_steps_as_torchs_own_and_takes_over_its_state(name: str, torchs: Any) -> None:
+    config = Optimizer.model_validate({"name": name, "lr": 0.1} | ({"momentum": 0.5} if "a" not in name else {}))
+    ours, theirs = one_parameter([5.0, -3.0]), one_parameter([5.0, -3.0])
+    mine = make_optimizer(config, [ours])
+    left_out = ("params", "decoupled_weight_decay")  # the latter is what makes an AdamW of an Adam
+    other = torchs([theirs], **{key: value for key, value in mine.param_groups[0].items() if key not in left_out})
+    for number in range(6):
+        for optimizer, parameter in ((mine, ours), (other, theirs)):
+            optimizer.zero_grad()
+            assert parameter.grad is None
+            (parameter**2).sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        if number == 2:  # each goes on with the other's moments
+            one, two = mine.state_dict(), other.state_dict()
+            mine.load_state_dict({**one, "state": two["state"]})
+            other.load_state_dict({**two, "state": one["state"]})
+    assert torch.equal(ours, theirs)
+    assert ours.requires_grad
+
+
+def test_no_optimizer_imports_torchs_compiler() -> None:
+    code = """
+import sys, torch
+from contracts.recipe import Optimizer
+from services.training.optimizers import load_state, make_optimizer
+for name, inside in (("sgd", 0), ("adam", 0), ("adamw", 0), ("rmsprop", 0), ("rmsprop", 1)):
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = make_optimizer(Optimizer(name=name, epsilon_inside_sqrt=inside), [parameter])
+    optimizer.zero_grad()
+    parameter.sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()["state"].get(0, {})
+    load_state(optimizer, {f"0.{key}": value for key, value in state.items() if value is not None}, {})
+    optimizer.step()
+print(*({"torch._dynamo", "sympy", "triton", "torchvision"} & set(sys.modules)))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])

@@ -19,7 +19,7 @@ def data(
 
 def test_samples_come_in_turn_from_every_class() -> None:
     figure = samples.samples(*data())
-    titles = [axes.get_title() for axes in figure.axes]
+    titles = [text.get_text() for text in figure.axes[0].texts]
     assert titles == ["a", "b", "c"] * 10 + ["a", "b"]
     assert figure.get_suptitle() == "32 of 60 training images"
     to_png(figure)
@@ -35,7 +35,7 @@ def test_a_few_images_are_enough(channels: int) -> None:
 def test_augmented_rows_begin_with_the_image_and_go_on_with_what_is_made_of_it() -> None:
     images, truth, labels = data()
     figure = samples.augmented(images, truth, labels, Augmentation(rotation=40))
-    rows = np.array([axes.images[0].get_array() for axes in figure.axes]).reshape(5, 8, 8, 8, 3)
+    rows = np.array([image.get_array() for image in figure.axes[0].images]).reshape(5, 8, 8, 8, 3)
     originals = [0, 20, 40, 1, 21]
     np.testing.assert_array_equal(rows[:, 0], images[originals])
     assert all(not np.array_equal(row[0], changed) for row in rows for changed in row[1:])
@@ -48,14 +48,14 @@ def test_an_image_is_shown_mixed_with_another_one(config: Augmentation) -> None:
     _, truth, labels = data(6)
     levels = (truth * 100).astype(np.uint8)[:, None, None, None] + np.zeros((6, 8, 8, 3), dtype=np.uint8)
     figure = samples.augmented(levels, truth, labels, config)
-    rows = np.array([axes.images[0].get_array() for axes in figure.axes]).reshape(5, 8, -1)
+    rows = np.array([image.get_array() for image in figure.axes[0].images]).reshape(5, 8, -1)
     assert all((row[1:] != row[0, 0]).any() for row in rows)
 
 
 def test_without_augmentation_the_figure_says_so() -> None:
     figure = samples.augmented(*data(), Augmentation())
     assert figure.get_suptitle() == "No augmentation: the network sees the images as they are"
-    assert len(figure.axes) == 5
+    assert len(figure.axes[0].images) == 5
 
 
 def test_the_callers_random_numbers_stay_as_they_were() -> None:

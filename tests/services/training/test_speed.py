@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from contracts.errors import FitError, RecipeError
+from contracts.errors import RecipeError
 from services.training.device import Plan
-from services.training.speed import Trial, choose_plan, steps_per_second
+from services.training.measurement import Trial
+from services.training.speed import choose_plan
 
 Step = Callable[[], Tensor | float]
 
@@ -34,7 +35,7 @@ time = Clock()
 def on_cpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if not request.node.get_closest_marker("gpu"):
         monkeypatch.setenv("STRIDE_DEVICE", "cpu")
-        monkeypatch.setattr("services.training.speed.time", time)
+        monkeypatch.setattr("services.training.measurement.time", time)
 
 
 def kind(plan: Plan) -> str:
@@ -90,49 +91,6 @@ def test_what_comes_to_another_loss_is_not_taken_however_fast(loss: float, tmp_p
     plan = choose_plan("auto", trial=trial, key="k", cache=tmp_path, seconds=0.1)
     assert (plan.precision, plan.channels_last) == ("fp32", True)
     assert plan.candidates[2].verdict == "its loss is another than the plain loop's"
-
-
-def test_the_hopeless_are_not_timed_to_the_end(tmp_path: Path) -> None:
-    steps = {"fp32": 0, "fp32+cl": 0, "bf16+cl": 0}
-
-    def trial(plan: Plan) -> Step:
-        def step() -> float:
-            steps[kind(plan)] += 1
-            time.sleep(0.02 if kind(plan) == "fp32" else 0.002)
-            return 1.0
-
-        return step
-
-    choose_plan("auto", trial=trial, key="k", cache=tmp_path, seconds=0.3)
-    assert steps["fp32"] <= 7 < steps["bf16+cl"]
-
-
-def test_a_candidate_that_runs_out_of_memory_is_only_out(tmp_path: Path) -> None:
-    def trial(plan: Plan) -> Step:
-        if kind(plan) == "fp32+cl":
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return trial_of({"fp32": 3, "bf16+cl": 2})(plan)
-
-    plan = choose_plan("auto", trial=trial, key="k", cache=tmp_path, seconds=0.05)
-    assert plan.precision == "bf16"
-    assert plan.candidates[1].milliseconds is None
-    assert plan.candidates[1].verdict.startswith("out of memory: CUDA out of memory")
-
-
-def test_memory_that_suffices_for_none_is_told(tmp_path: Path) -> None:
-    def trial(_: Plan) -> Step:
-        raise MemoryError("can't allocate memory: you tried to allocate 1000 bytes")
-
-    with pytest.raises(MemoryError, match="can't allocate"):
-        choose_plan("auto", trial=trial, key="k", cache=tmp_path)
-
-
-def test_what_would_fail_in_the_fit_fails_at_once(tmp_path: Path) -> None:
-    def trial(_: Plan) -> Step:
-        raise FitError("a batch of one image cannot be fitted")
-
-    with pytest.raises(FitError):
-        choose_plan("auto", trial=trial, key="k", cache=tmp_path)
 
 
 def test_the_answer_is_remembered_with_its_table_for_the_same_key_only(tmp_path: Path) -> None:
@@ -191,34 +149,6 @@ def test_compiling_is_taken_where_the_steps_to_come_pay_for_it(
     assert ("bf16+cl+compiled" in tried) is compiled  # with few steps to come it is not even tried
 
 
-def test_what_compiling_costs_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STRIDE_COMPILE", "1")
-    monkeypatch.setattr("services.training.speed._COMPILING_S", {"cpu": 0.0})
-
-    def trial(plan: Plan) -> Step:
-        if plan.compiled:
-            time.sleep(0.5)
-        return trial_of({"fp32": 4, "fp32+cl": 4, "bf16+cl": 3, "bf16+cl+compiled": 1})(plan)
-
-    few = choose_plan("auto", trial=trial, key="k", cache=tmp_path, steps=100, seconds=0.05)
-    assert not few.compiled
-    assert few.candidates[-1].verdict == "compiling does not pay within 100 steps"
-    assert choose_plan("auto", trial=trial, key="l", cache=tmp_path, steps=10_000, seconds=0.05).compiled
-
-
-def test_a_compiler_that_fails_is_no_reason_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STRIDE_COMPILE", "1")
-
-    def trial(plan: Plan) -> Step:
-        if plan.compiled:
-            raise RuntimeError("no C++ compiler was found")
-        return trial_of({"fp32": 4, "fp32+cl": 4, "bf16+cl": 2})(plan)
-
-    plan = choose_plan("auto", trial=trial, key="k", cache=tmp_path, steps=1_000_000, seconds=0.05)
-    assert plan.precision == "bf16"
-    assert plan.candidates[-1].verdict == "failed: no C++ compiler was found"
-
-
 def test_a_precision_that_is_asked_for_is_not_measured_on_one_thread(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -245,11 +175,6 @@ def test_a_plan_that_cannot_be_kept_is_only_a_warning(tmp_path: Path, caplog: py
     trial = trial_of({"fp32": 3, "fp32+cl": 2, "bf16+cl": 1})
     assert choose_plan("auto", trial=trial, key="k", cache=tmp_path, seconds=0.02).precision == "bf16"
     assert "could not be written" in caplog.text
-
-
-def test_the_rate_of_steps_leaves_the_first_ones_out() -> None:
-    waits = iter([9.0, 9.0, 9.0, 0.1, 0.2, 0.1, 0.1, 5.0])
-    assert steps_per_second(lambda: time.sleep(next(waits)), "cpu", seconds=0.45) == pytest.approx(10)
 
 
 @pytest.mark.gpu

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -119,6 +121,38 @@ def test_rmsprop_takes_its_rate_as_a_tensor_too(momentum: float) -> None:
             parameter.grad = torch.tensor([0.3, -0.7])
             optimizer.step()
     torch.testing.assert_close(ours, wanted)
+
+
+def test_only_a_whole_batch_is_captured_though_a_short_one_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's side is left out: what would be captured is computed at once, and replayed as nothing."""
+    seen: list[tuple[int, bool]] = []
+    capturing: list[bool] = []
+
+    class Graph:
+        def replay(self) -> None: ...
+
+    @contextmanager
+    def capture(_: Graph, **__: Any) -> Iterator[None]:
+        capturing.append(True)
+        yield
+        capturing.clear()
+
+    class Stream:
+        def wait_stream(self, _: Any) -> None: ...
+
+    for name, fake in (("CUDAGraph", Graph), ("graph", capture), ("Stream", Stream), ("current_stream", Stream)):
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    config = recipe()
+    graph = graph_of(config, CPU)
+    graph.network.register_forward_pre_hook(lambda _, inputs: seen.append((len(inputs[0]), bool(capturing))))
+    optimizer = make_optimizer(config.optimizer, graph.network)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    step = make_step(graph, config, replace(CPU, cuda_graph=True), optimizer, scaler)
+    images, labels = torch.from_numpy(split().images), torch.from_numpy(split().labels)
+    for size in (16, 16, 16, 8, 8, 16, 16):  # as a fit that goes on near the end of an epoch
+        step(images[:size], labels[:size])
+    assert seen == [(16, False)] * 3 + [(8, False)] * 2 + [(16, True)]  # and once more by replay
 
 
 @pytest.mark.gpu

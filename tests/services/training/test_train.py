@@ -20,7 +20,8 @@ from services.training.data import load
 from services.training.device import Plan
 from services.training.evaluate import predict
 from services.training.runs import load_run
-from services.training.train import TrainResult, normalization, pin, train
+from services.training.train import train
+from services.training.train_result import TrainResult
 
 
 def small(**parts: Any) -> Recipe:
@@ -219,16 +220,6 @@ def test_the_recipe_of_a_run_finds_its_folder_from_any_working_directory(
     assert run.recipe.digest() == result.recipe_hash
 
 
-@pytest.mark.parametrize("path", ["~no-such-user/photos", "circle/photos"])
-def test_a_path_that_leads_nowhere_is_refused_in_one_sentence(
-    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "circle").symlink_to(tmp_path / "circle")
-    with pytest.raises(DataError, match=rf"data\.path '{path}' leads nowhere .*; give the path of a directory\.$"):
-        pin(of_folder(path))
-
-
 def test_nothing_is_logged_where_device_or_data_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STRIDE_HOME", str(tmp_path / "home"))
     folder = {
@@ -271,15 +262,3 @@ def test_a_run_holds_how_its_steps_were_computed(trained: tuple[Path, TrainResul
     tags = client.get_run(result.run_id).data.tags
     assert tags["stride.features"] == "no: the base is fitted, too"
     assert "stride.candidates" not in tags
-
-
-def test_standard_normalisation_is_the_mean_and_deviation_of_every_channel() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (50, 6, 5, 3), dtype=np.uint8)
-    mean, std = normalization("standard", images)
-    np.testing.assert_allclose(mean, (images / 255).mean((0, 1, 2)))
-    np.testing.assert_allclose(std, (images / 255).std((0, 1, 2)))
-    assert normalization("unit", images) == ((0.0,) * 3, (1.0,) * 3)
-
-
-def test_a_constant_channel_is_not_divided_by_zero() -> None:
-    assert normalization("standard", np.full((2, 3, 3, 1), 51, np.uint8)) == ((0.2,), (1.0,))

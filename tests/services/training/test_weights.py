@@ -17,10 +17,12 @@ from contracts.errors import DataError, RegistryError
 from contracts.recipe import Backbone, Normalize, Recipe, Weights, parse
 from services.training import weights
 from services.training.data import load as load_data
+from services.training.initial_graph import make_graph
 from services.training.networks import ServedGraph, build
 from services.training.optimizers import make_optimizer
 from services.training.runs import load_run
-from services.training.train import TrainResult, make_graph, train
+from services.training.train import train
+from services.training.train_result import TrainResult
 
 LABELS = ("a", "b", "c")
 
