@@ -17,15 +17,16 @@ stop: ## stop the servers that demo or `stride serve` started
 	@if [ -x $(BIN)/stride ]; then $(BIN)/stride stop; else echo "nothing to stop: there is no .venv"; fi
 
 test: setup ## run the tests (no Docker, no GPU, no network)
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-compose: setup ## run the tests of the Docker stack (needs an engine; minutes)
 	@STRIDE_TEST_COMPOSE=1 $(BIN)/python -m pytest -q tests/compose
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, mypy and hadolint
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/hadolint infra/images/Dockerfile
 
 format: setup ## let ruff format and repair what it can
 	@$(BIN)/ruff check --fix .
@@ -61,5 +62,5 @@ backup: ## MLflow's data base and artifacts of the stack into FILE
 restore: ## put the backup FILE into a fresh stack
 	@infra/restore.sh "$(FILE)"
 
-clean: stop ## remove .venv and the caches; what was trained (.stride) stays
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+clean: ## remove .venv, caches, .stride and the Docker stack with its data; asks first (YES=1: does not)
+	@infra/clean.sh "$(YES)"

@@ -43,9 +43,9 @@ class JsonLog:
 
 
 class JsonLine(logging.Formatter):
-    """A record as JSON; `fields` of the record are fields of the line."""
+    """A record as JSON; `fields` of the record are fields of the line, and so is the traceback that it carries."""
 
-    def __init__(self, carried: tuple[ContextVar[str], ...]) -> None:
+    def __init__(self, carried: tuple[ContextVar[str], ...] = ()) -> None:
         super().__init__()
         self._carried = carried
 
@@ -55,4 +55,6 @@ class JsonLine(logging.Formatter):
         for kept in self._carried:
             if value := kept.get():
                 line[kept.name] = value
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line | getattr(record, "fields", {}), default=str)

@@ -67,8 +67,9 @@ class Tune(Part):
     """How the graph that is served is chosen among faster ones, by `stride ship` and `stride tune`."""
 
     seconds: Annotated[float, Field(gt=0, le=3600)] = 2.0
-    """Graphs are timed for about these, and no further scales of int8 are tried after them. Making a graph, and its
-    accuracy on all validation images, take what they take."""
+    """Graphs are timed for about these, and no further scales of int8 are tried after them."""
+    most_seconds: Annotated[float, Field(gt=0, le=86_400)] = 600.0
+    """No graph is judged whose answers to all validation images could not be expected within these; fp32 stays then."""
     min_gain: Fraction = 0.1
     """The least share of the fp32 graph's time that another one must save to take its place."""
     max_loss: Fraction = 0.002

@@ -18,6 +18,8 @@ from contracts.registry import Rollout
 from pipelines import history, promotion, registry, rollout
 from pipelines.export import Say, silent
 from pipelines.judging import judge, load_recipe, record
+from pipelines.model_lock import locked
+from pipelines.refusal import refuse, refuse_quarantined
 from pipelines.registry import Version
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def challenge(
     """
     _check(percent, shadow)
     client = registry.connect()
-    with promotion.locked(model, say=say), tempfile.TemporaryDirectory() as directory:
+    with locked(model, say=say), tempfile.TemporaryDirectory() as directory:
         promotion.settle(client, model, say)
         candidate = registry.get_version(client, model, version)
         champion = _champion(client, model)
@@ -88,7 +90,7 @@ def challenge_run(
     _check(percent, shadow)
     client = registry.connect()
     model = bundle.manifest.name
-    with promotion.locked(model, say=say):
+    with locked(model, say=say):
         promotion.settle(client, model, say)
         champion = _champion(client, model)
         for known in registry.versions_of_run(client, run_id):
@@ -106,7 +108,7 @@ def stop(model: str, *, say: Say = silent) -> Challenge:
         RegistryError: the model has no challenger, or the server is away.
     """
     client = registry.connect()
-    with promotion.locked(model, say=say):
+    with locked(model, say=say):
         promotion.settle(client, model, say)
         former = rollout.challenger(client, model)
         if former is None:
@@ -155,7 +157,7 @@ def _refuse_known(client: MlflowClient, version: Version, champion: Version) -> 
     """Refuse what the registry alone says cannot be tried."""
     if champion.version == version.version:
         raise RegistryError(f"{version.who} is the champion already; name a version that is not.")
-    promotion.refuse_quarantined(client, version, champion)
+    refuse_quarantined(client, version, champion)
 
 
 def _admit(
@@ -179,7 +181,7 @@ def _admit(
         verdict = judge(client, bundle, champion, load_recipe(run_id), thresholds, False, None, say)
         record(client, run_id, verdict)
         if not verdict.accepted:
-            raise promotion.refuse(client, champion.model, champion, run_id, verdict)
+            raise refuse(client, champion.model, champion, run_id, verdict)
 
 
 def _begin(client: MlflowClient, version: Version, wanted: Rollout) -> Challenge:

@@ -158,7 +158,7 @@ def settle(client: MlflowClient, model: str, *, complete: Callable[[Entry], None
     for entry in read(client, model):
         if entry.state == "pending":
             moved = _moved(client, entry)
-            what = "had moved" if moved else "had not moved"
+            what = "had moved" if moved else _unmoved(client, entry)
             note = f"interrupted before it was closed; the alias {what}"
             if moved:
                 complete(entry)
@@ -202,6 +202,14 @@ def _moved(client: MlflowClient, entry: Entry) -> bool:
     about = CHALLENGER if entry.action in ("challenge", "dismiss") else CHAMPION
     found = registry.aliased(client, entry.model, about)
     return (found.version if found else None) == entry.to_version
+
+
+def _unmoved(client: MlflowClient, entry: Entry) -> str:
+    """How far an entry came whose alias is not where it was to go."""
+    gone = entry.action == "challenge" and entry.from_version is not None
+    if gone and registry.aliased(client, entry.model, CHALLENGER) is None:
+        return f"had been taken from version {entry.from_version} and not been given to another"
+    return "had not moved"
 
 
 def _explained(client: MlflowClient, entry: Entry) -> Entry:

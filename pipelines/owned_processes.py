@@ -5,11 +5,13 @@ By the token a recycled process id is never signalled, and a worker that outlive
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 import psutil
 
 TOKEN: Final = "STRIDE_SERVER_TOKEN"  # noqa: S105 - the name of a variable
+_POLL_S: Final = 0.02
 
 
 def members(token: str) -> list[psutil.Process]:
@@ -26,12 +28,12 @@ def end(token: str, *, grace_s: float) -> bool:
     ours = members(token)
     for process in ours:
         _signal(process, kill=False)
-    _, left = psutil.wait_procs(ours, timeout=grace_s)
+    left = _outliving(ours, grace_s)
     # A supervisor may have replaced a worker while it was told to end, hence look again until there is none.
     while left or (left := members(token)):
         for process in left:
             _signal(process, kill=True)
-        _, left = psutil.wait_procs(left, timeout=2)
+        left = _outliving(left, 2.0)
     return bool(ours)
 
 
@@ -39,7 +41,25 @@ def alive(pid: int, started: float) -> bool:
     """Whether the process of this id lives and was created at `started`, in seconds since the epoch."""
     try:
         process = psutil.Process(pid)
-        return abs(process.create_time() - started) <= 1 and process.status() != psutil.STATUS_ZOMBIE
+        return abs(process.create_time() - started) <= 1 and _lives(process)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _outliving(processes: list[psutil.Process], within_s: float) -> list[psutil.Process]:
+    """Those that still live after so many seconds; returns once there is none.
+
+    Who is dead and only waits to be collected by its parent is not waited for: the parent may be waiting for us.
+    """
+    deadline = time.monotonic() + within_s
+    while (living := [process for process in processes if _lives(process)]) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    return living
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

@@ -7,34 +7,29 @@ replaced meanwhile stops and moves nothing.
 
 from __future__ import annotations
 
-import fcntl
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, Literal
 
-from contracts import places
 from contracts.bundle import Bundle
-from contracts.errors import GateRefused, RegistryError
+from contracts.errors import RegistryError
 from contracts.recipe import Gate
 from contracts.registry import CHAMPION, PROMOTED_AT
 from pipelines import history, quarantine, registry, rollout
 from pipelines.export import Say, silent
 from pipelines.gate import Verdict
 from pipelines.judging import judge, load_recipe, record
+from pipelines.model_lock import locked
+from pipelines.refusal import refuse, refuse_quarantined
 from pipelines.registry import Version
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
     from services.training.data.dataset import Dataset
-
-LOCK_SECONDS: Final = 900.0
-"""How long a promotion waits for another one of the same model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,15 +48,6 @@ class Promotion:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-class Refused(GateRefused):
-    """The gate said no; carries the verdict and the champion that stays."""
-
-    def __init__(self, message: str, *, verdict: Verdict, champion: str | None) -> None:
-        super().__init__(message)
-        self.verdict = verdict
-        self.champion = champion
 
 
 def submit(
@@ -178,33 +164,6 @@ def rollback(model: str, *, to: str | None = None, say: Say = silent) -> Promoti
         return _result("rollback", target, champion, (reason,))
 
 
-@contextmanager
-def locked(model: str, *, say: Say = silent, timeout: float = LOCK_SECONDS) -> Iterator[None]:
-    """Hold the machine's lock for promotions of a model; it goes with the process, however that ends.
-
-    Raises:
-        RegistryError: another promotion has held it for `timeout` seconds.
-    """
-    path = places.home() / "locks" / f"promotion-{quote(model, safe='')}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + timeout
-    with path.open("w") as file:
-        waiting = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    detail = f"another promotion has held {path} for {timeout:.0f} s"
-                    raise RegistryError(f"model '{model}': {detail}; wait for it, or end it.") from error
-                if not waiting:
-                    say(f"waiting for another promotion of {model}")
-                    waiting = True
-                time.sleep(0.05)  # flock has no wait with a deadline
-        yield
-
-
 def _unchanged(client: MlflowClient, champion: Version | None, bundle: Bundle, lift: bool) -> Promotion | None:
     """The answer where the bundle is the champion's already and is still whole."""
     if champion is None or champion.digest != bundle.digest:
@@ -279,6 +238,8 @@ def settle(client: MlflowClient, model: str, say: Say) -> None:
     """Close the entries of a promotion that died; the lock is held, so none of them is under way here."""
 
     def complete(entry: history.Entry) -> None:
+        if entry.action == "dismiss":
+            rollout.remove_tags(client, model)
         if entry.action in ("promote", "rollback") and (champion := registry.champion(client, model)) is not None:
             _end_trial(client, champion)
             _stamp(client, model)
@@ -286,34 +247,6 @@ def settle(client: MlflowClient, model: str, say: Say) -> None:
     for entry in history.settle(client, model, complete=complete):
         versions = f"version {entry.from_version or 'none'} to {entry.to_version or 'none'}"
         say(f"an earlier {entry.action} ({versions}) was interrupted: {entry.note}")
-
-
-def refuse_quarantined(client: MlflowClient, version: Version, champion: Version | None, *, lift: bool = False) -> None:
-    """Refuse what a service has tried and refused, unless its quarantine is to be lifted once the gate has said yes.
-
-    Raises:
-        Refused: it is in quarantine.
-    """
-    if not lift and (verdict := quarantine.verdict(version)) is not None:
-        raise refuse(client, version.model, champion, version.run_id, verdict)
-
-
-def refuse(client: MlflowClient, model: str, champion: Version | None, run_id: str, verdict: Verdict) -> Refused:
-    """The refusal, written into the history; to be raised."""
-    entry = history.begin(
-        client,
-        model=model,
-        action="refuse",
-        from_version=champion.version if champion else None,
-        to_version=None,
-        run_id=run_id,
-        reasons=verdict.reasons,
-    )
-    history.finish(client, entry)
-    failed = "; ".join(f"{check.name}: {check.reason}" for check in verdict.failed)
-    stays = f"version {champion.version} stays the champion" if champion else f"'{model}' stays without a champion"
-    message = f"run {run_id} was refused ({failed}); {stays}."
-    return Refused(message, verdict=verdict, champion=champion.version if champion else None)
 
 
 def _former(client: MlflowClient, champion: Version, say: Say) -> Version:

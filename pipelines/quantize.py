@@ -3,9 +3,7 @@
 The normalisation before the first weights and all after the last ones stay in fp32: they are cheap, and their rounding
 would be the costliest. Weights have a scale a channel, activations one a tensor.
 
-BatchNormalization has no int8 kernel. One right behind a convolution is folded into it by onnxruntime; one behind an
-activation becomes a 1x1 depthwise convolution, which has such a kernel, and is moved past a max pooling where its
-scales are positive, because there are fewer values then.
+BatchNormalization has no int8 kernel; `pipelines.folding` replaces it.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from numpy.typing import NDArray
 
 from contracts.bundle import INPUT
 from contracts.images import ImageSpec
-from pipelines import graph
+from pipelines import folding, graph
 
 if TYPE_CHECKING:
     import onnx
@@ -40,8 +38,6 @@ _QUANTIZED: Final = (
     *("Conv", "Gemm", "MatMul", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool"),
     *("Add", "Mul", "Sigmoid", "LeakyRelu", "Concat", "Reshape", "Flatten", "Transpose", "Squeeze"),
 )
-_SCALE: Final = "_scale"
-"""Ends the name of a convolution that a BatchNormalization has become."""
 
 
 def prepare(model: bytes) -> onnx.ModelProto:
@@ -54,8 +50,8 @@ def prepare(model: bytes) -> onnx.ModelProto:
         source.write_bytes(model)
         quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
         prepared = onnx.load(str(target))
-    _pool_first(prepared.graph)
-    _scale_by_convolution(prepared.graph)
+    folding.name_nodes(prepared.graph)
+    folding.fold(prepared.graph)
     _drop_unused(prepared)
     del prepared.graph.value_info[:]  # some of the shapes are others now
     return onnx.shape_inference.infer_shapes(prepared)
@@ -134,6 +130,7 @@ def fp16(model: bytes, *, image: ImageSpec) -> bytes:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     loaded = onnx.load_model_from_string(model)
+    folding.name_nodes(loaded.graph)
     with _quiet():
         made = convert_float_to_float16(  # type: ignore[no-untyped-call]
             loaded, keep_io_types=True, node_block_list=_kept(loaded.graph, first_layer=True)
@@ -162,71 +159,9 @@ def _kept(part: onnx.GraphProto, *, first_layer: bool) -> list[str]:
     if not first_layer and first != last:
         first += 1
         # To where there are fewest values: after its activation, and a pooling right behind that.
-        while nodes[first].op_type in ("Relu", "Clip", "MaxPool") or nodes[first].name.endswith(_SCALE):
+        while nodes[first].op_type in ("Relu", "Clip", "MaxPool") or nodes[first].name.endswith(folding.SCALE):
             first += 1
     return [node.name for node in (*nodes[:first], *nodes[last + 1 :])]
-
-
-def _pool_first(part: onnx.GraphProto) -> None:
-    """BatchNormalization, MaxPool -> MaxPool, BatchNormalization: the same where no scale is negative."""
-    for norm in [node for node in part.node if node.op_type == "BatchNormalization"]:
-        readers = _readers(part, norm.output[0])
-        scale, _ = _affine(part, norm)
-        if len(readers) != 1 or readers[0].op_type != "MaxPool" or len(readers[0].output) != 1 or (scale < 0).any():
-            continue
-        pool, raw = readers[0], f"{readers[0].output[0]}_raw"
-        norm.output[0], pool.output[0] = pool.output[0], raw
-        pool.input[0], norm.input[0] = norm.input[0], raw
-        moved = type(norm).FromString(norm.SerializeToString())
-        part.node.remove(norm)
-        part.node.insert(list(part.node).index(pool) + 1, moved)
-
-
-def _scale_by_convolution(part: onnx.GraphProto) -> None:
-    """BatchNormalization of images -> a 1x1 convolution of each channel by itself."""
-    from onnx import helper, numpy_helper
-
-    maps = _maps(part)
-    for index, norm in enumerate(part.node):
-        if norm.op_type != "BatchNormalization" or norm.output[0] not in maps:
-            continue
-        scale, shift = _affine(part, norm)
-        name = f"{norm.name}{_SCALE}"
-        part.initializer.extend(
-            [
-                numpy_helper.from_array(scale.reshape(-1, 1, 1, 1), f"{name}.weight"),
-                numpy_helper.from_array(shift, f"{name}.bias"),
-            ]
-        )
-        inputs = [norm.input[0], f"{name}.weight", f"{name}.bias"]
-        made = helper.make_node("Conv", inputs, norm.output[:1], name=name, group=len(scale), kernel_shape=[1, 1])
-        part.node[index].CopyFrom(made)
-
-
-def _affine(part: onnx.GraphProto, norm: onnx.NodeProto) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(scale, shift) of each channel that a BatchNormalization comes to."""
-    from onnx import numpy_helper
-
-    values = {tensor.name: tensor for tensor in part.initializer}
-    weight, bias, mean, variance = (numpy_helper.to_array(values[name]).astype(np.float64) for name in norm.input[1:5])
-    epsilon = next((attribute.f for attribute in norm.attribute if attribute.name == "epsilon"), 1e-5)
-    scale = weight / np.sqrt(variance + epsilon)
-    return scale.astype(np.float32), (bias - mean * scale).astype(np.float32)
-
-
-def _maps(part: onnx.GraphProto) -> set[str]:
-    """The tensors that come, through channel-wise operators alone, from a convolution: (batch, channels, h, w)."""
-    same = {"Relu", "Clip", "MaxPool", "AveragePool", "BatchNormalization", "LeakyRelu", "Sigmoid"}
-    found: set[str] = set()
-    for node in part.node:
-        if node.op_type == "Conv" or (node.op_type in same and node.input[0] in found):
-            found.update(node.output)
-    return found
-
-
-def _readers(part: onnx.GraphProto, tensor: str) -> list[onnx.NodeProto]:
-    used = [output.name for output in part.output]
-    return [] if tensor in used else [node for node in part.node if tensor in node.input]
 
 
 def _float_logits(part: onnx.GraphProto) -> None:

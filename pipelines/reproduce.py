@@ -21,7 +21,7 @@ from contracts.recipe import Backbone, Recipe, Weights
 
 if TYPE_CHECKING:
     from pipelines.export import Say
-    from services.training.train import TrainResult
+    from services.training.train_result import TrainResult
 
 SEEDS: Final = (0, 1, 2)
 LONG_S: Final = 600.0
@@ -158,7 +158,7 @@ def _fit(
 
 def _whole_or_trial(recipe: Recipe, rows: Sequence[Row], longest: float) -> tuple[Recipe, str | None]:
     """The recipe to fit, and why it is a part where it is one."""
-    from services.training.train import estimate
+    from services.training.planning import estimate
 
     model = recipe.model
     size = f"a trial on {TRIAL_IMAGES:,} training images over {TRIAL_EPOCHS} epochs"

@@ -1,4 +1,8 @@
-"""The challenger of a model as MLflow's registry holds it: an alias, and two tags of the registered model beside it."""
+"""The challenger of a model as MLflow's registry holds it: an alias, and two tags of the registered model beside it.
+
+The registry takes one write at a time, and a process can be killed between two. The alias decides: it is set last and
+taken away first, so that what a kill leaves behind is no challenger, and never one with a part that nobody gave it.
+"""
 
 from __future__ import annotations
 
@@ -25,23 +29,39 @@ def read(client: MlflowClient, model: str) -> Rollout:
 
 def set_challenger(client: MlflowClient, version: Version, rollout: Rollout) -> None:
     """Have a version take part; in the place of another challenger, if there is one."""
-    now = challenger(client, version.model)
+    model = version.model
+    now = challenger(client, model)
+    changed = _changed(client, model, rollout)
+    same = now is not None and now.version == version.version
     with registry.registry_errors(f"to make {version.who} the challenger"):
-        if now is None or now.version != version.version:
-            # Services look at any moment: neither may the old challenger get the new one's share, nor the new one
-            # what is left of an older.
-            _tag(client, version.model, Rollout())
-            client.set_registered_model_alias(version.model, CHALLENGER, version.version)
-        _tag(client, version.model, rollout)
+        # One tag of the same challenger changes in one write, and it goes on. Else services, which look at any moment,
+        # must neither give the old challenger the new one's share, nor half of what is wanted.
+        alone = not (same and len(changed) <= 1)
+        if alone and now is not None:
+            client.delete_registered_model_alias(model, CHALLENGER)
+        for tag, value in changed.items():
+            client.set_registered_model_tag(model, tag, value)
+        if alone:
+            client.set_registered_model_alias(model, CHALLENGER, version.version)
 
 
 def remove_challenger(client: MlflowClient, model: str) -> None:
     with registry.registry_errors(f"to take the challenger of {model} away"):
         client.delete_registered_model_alias(model, CHALLENGER)
+    remove_tags(client, model)
+
+
+def remove_tags(client: MlflowClient, model: str) -> None:
+    """Of a challenger whose alias is gone, with which they mean nothing any more."""
+    with registry.registry_errors(f"to take the challenger's tags of {model} away"):
+        there = client.get_registered_model(model).tags
         for tag in (CANARY_PERCENT, SHADOW):
-            client.delete_registered_model_tag(model, tag)
+            if tag in there:
+                client.delete_registered_model_tag(model, tag)
 
 
-def _tag(client: MlflowClient, model: str, rollout: Rollout) -> None:
-    for tag, value in rollout.tags().items():
-        client.set_registered_model_tag(model, tag, value)
+def _changed(client: MlflowClient, model: str, rollout: Rollout) -> dict[str, str]:
+    """The tags that are not as they are wanted."""
+    with registry.registry_errors(f"to read the tags of {model}"):
+        tags = client.get_registered_model(model).tags
+    return {tag: value for tag, value in rollout.tags().items() if tags.get(tag) != value}

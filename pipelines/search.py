@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -23,6 +23,7 @@ from contracts.image_spec import ImageSpec
 from contracts.recipe import Tune
 from pipelines import graph, measure, parity, quantize
 from pipelines.candidates import Candidate, Failed, Maker
+from pipelines.comparison import Accuracy, Found, Row
 
 if TYPE_CHECKING:
     from services.training.data.dataset import Split
@@ -34,58 +35,6 @@ _MORE_THREADS: Final = 0.1  # the least share of the time that more threads must
 _BUSY: Final = 1.5  # times the processor's time on the clock of one thread, and the clock says nothing of threads
 _SMALLER_BUCKET: Final = 0.05  # likewise
 _LAST_BIT: Final = 1e-12  # accuracies are k/n in floating point: a loss of exactly the limit passes
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Accuracy:
-    """Of a candidate on the validation images, beside fp32."""
-
-    accuracy: float
-    loss: float
-    """Mean negative log probability of the right class."""
-    agreement: float
-    """The share of images with the same best class as in fp32."""
-    difference: float
-    """The mean over the images of the largest difference of a probability."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """One line of the comparison."""
-
-    name: str
-    precision: str
-    threads: int
-    milliseconds: float | None = None
-    """A single image takes: processor time on a CPU, wall time on CUDA and where threads are compared."""
-    milliseconds_in_batch: float | None = None
-    """An image in a large batch takes."""
-    gain: float | None = None
-    """The share of fp32's time that is saved."""
-    bytes: int | None = None
-    accuracy: float | None = None
-    loss: float | None = None
-    agreement: float | None = None
-    difference: float | None = None
-    verdict: str
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Found:
-    """What the search came to."""
-
-    chosen: Candidate
-    """With the threads and buckets of its session."""
-    reason: str
-    gain: float
-    before: Accuracy
-    after: Accuracy
-    images: int
-    """Validation images."""
-    rows: tuple[Row, ...]
 
 
 class Search:
@@ -109,6 +58,7 @@ class Search:
         self._limits = limits
         self._cuda = cuda
         self._deadline = time.monotonic() + limits.seconds
+        self._end = time.monotonic() + limits.most_seconds
         self._large = LARGE if image.height * image.width <= quantize.SMALL else LARGE // 8
         # Repeated where there are fewer images: the batch must be as large as it is called.
         some = validation.images[: self._large]
@@ -117,7 +67,7 @@ class Search:
         self._rows: list[Row] = []
 
     def run(self) -> Found:
-        """Search; the limits' seconds bound the timing and how many ways to take scales are tried, nothing else."""
+        """Search: `seconds` bound the timing and the ways to take scales, `most_seconds` the graphs that are judged."""
         base = self._maker.base
         made = self._runnable(self._maker.others())
         self._time([base, *made])
@@ -132,6 +82,8 @@ class Search:
             elif self._few and candidate.precision != base.precision:
                 wanted = f"{self._limits.min_images} validation images"
                 self._row(candidate, f"needs {wanted} to be judged, there are {len(self._validation)}")
+            elif not self._in_time(candidate):
+                self._row(candidate, f"not judged: tune.most_seconds is {self._limits.most_seconds:g}")
             else:
                 found = self._faithful(candidate, expected, before)
         chosen, after = found or (base, before)
@@ -142,6 +94,11 @@ class Search:
         rows = tuple(sorted(self._rows, key=lambda row: row.name != base.name))
         images = len(self._validation)
         return Found(chosen=chosen, reason=reason, gain=gain, before=before, after=after, images=images, rows=rows)
+
+    def _in_time(self, candidate: Candidate) -> bool:
+        """Whether its answers to all validation images can be expected before the end; on one thread, at the worst."""
+        _, in_batch = self._times[candidate.name]
+        return time.monotonic() + in_batch * len(self._validation) <= self._end
 
     @property
     def _few(self) -> bool:
@@ -226,7 +183,8 @@ class Search:
     def _recalibrated(self, candidate: Candidate) -> Iterable[Candidate]:
         yield candidate
         for calibration in quantize.CALIBRATIONS:
-            if candidate.calibration in (None, calibration) or time.monotonic() > self._deadline:
+            over = time.monotonic() > self._deadline or not self._in_time(candidate)
+            if candidate.calibration in (None, calibration) or over:
                 continue
             made = self._maker.int8(calibration, first_layer=candidate.first_layer)
             if isinstance(made, Failed):
@@ -275,12 +233,21 @@ class Search:
             images = f"{len(self._validation)} validation images"
             return f"{images} are too few to judge a lower precision by, {self._limits.min_images} are needed"
         if chosen is self._maker.base:
-            return f"nothing that keeps the accuracy saves {self._limits.min_gain:.0%} of fp32's time"
+            return self._nothing()
         time_of = "time" if self._cuda else "processor time"
         return (
             f"{chosen.name} saves {self._gain(chosen):.0%} of fp32's {time_of}, at a validation accuracy of "
             f"{after.accuracy:.4f} (fp32 {before.accuracy:.4f}) with the same class for {after.agreement:.2%}"
         )
+
+    def _nothing(self) -> str:
+        """Why no graph took the place of fp32: the verdict on the one that would have saved most."""
+        sentence = f"nothing that keeps the accuracy saves {self._limits.min_gain:.0%} of fp32's time"
+        rows = [row for row in self._rows if row.gain is not None and row.gain >= self._limits.min_gain]
+        if not rows:
+            return sentence
+        best = max(rows, key=lambda row: row.gain or 0.0)
+        return f"{sentence}: {best.name} would save {best.gain:.0%}, but {best.verdict}"
 
     def _row(
         self,

@@ -15,11 +15,12 @@ from contracts.errors import RecipeError, StrideError
 from contracts.recipe import Recipe
 from pipelines import registry
 from pipelines.export import Say, export, silent
-from pipelines.promotion import Refused, submit
+from pipelines.promotion import submit
+from pipelines.refusal import Refused
 from pipelines.tune import tune
 
 if TYPE_CHECKING:
-    from services.training.train import TrainResult
+    from services.training.train_result import TrainResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

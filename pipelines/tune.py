@@ -22,11 +22,12 @@ from contracts.errors import DataError, ExportError
 from contracts.recipe import Tune
 from pipelines import graph, parity, registry
 from pipelines.candidates import Candidate
+from pipelines.comparison import Found, Row
 from pipelines.export import Say, export, log_bundle, silent
 from pipelines.judging import load_recipe
-from pipelines.promotion import locked
+from pipelines.model_lock import locked
 from pipelines.reference import reference
-from pipelines.search import Found, Row, Search
+from pipelines.search import Search
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -6,10 +6,12 @@ Fixtures for any test: `home` (this test's STRIDE_HOME), `data_root` (the real d
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -17,14 +19,34 @@ import pytest
 _GIVEN_DATA = os.environ.get("STRIDE_DATA")
 _COMPOSE_WANTED = os.environ.get("STRIDE_TEST_COMPOSE") == "1"
 _CLEARED = ("MLFLOW_", "STRIDE_", "RAY_ADDRESS")
+_TURN, _GATE = Path(__file__), Path(__file__).parent
+"""Locked in `pytest_runtest_protocol`."""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # it runs no test, and its workers have their environment from it
     # Before any fixture of any scope runs, so that nothing is ever written outside temporary directories.
     for key in [key for key in os.environ if key.startswith(_CLEARED)]:
         del os.environ[key]
     # One thread a test: two cores are shared, and small nets are slower with more. Fits ask for what they need.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A test that is marked `measured` runs while no other does, also where xdist runs several at a time."""
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    alone = item.get_closest_marker("measured") is not None
+    with _TURN.open() as turn:
+        gate = os.open(_GATE, os.O_RDONLY)
+        try:
+            fcntl.flock(gate, fcntl.LOCK_EX)  # who waits for its turn here is not overtaken
+            fcntl.flock(turn, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        finally:
+            os.close(gate)
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

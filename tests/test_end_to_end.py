@@ -80,6 +80,13 @@ class Traffic:
             version = answer.json()["model"]["version"] if answer.status_code == 200 else answer.text
             self.answers.append((answer.status_code, version))
 
+    def wait_for(self, version: str) -> None:
+        """Until a request of this thread, too, has been answered by the version: others may be ahead of it."""
+        until = time.monotonic() + SWAP_S
+        while version not in {version for _, version in self.answers}:
+            assert time.monotonic() < until, f"no answer of version {version}"
+            time.sleep(0.01)
+
     def __enter__(self) -> Traffic:
         self._thread.start()
         return self
@@ -195,6 +202,7 @@ def test_a_new_champion_is_served_within_ten_seconds_and_no_request_fails(
         second = quietly(recipe("swapped", fit={"epochs": 8, "batch_size": 16, "precision": "fp32"}))
         assert second.version == "2", second.reasons
         assert servers.wait_for("swapped", "2", image) < SWAP_S
+        traffic.wait_for("2")
     assert {status for status, _ in traffic.answers} == {200}
     versions = [version for _, version in traffic.answers]
     assert versions == sorted(versions)  # the old one until the swap, the new one from then on

@@ -46,7 +46,7 @@ def challenge(
       stride challenge digits
       stride challenge digits --stop
     """
-    from pipelines import promotion
+    from pipelines import refusal
 
     is_run = version is None and _RUN.fullmatch(target) is not None
     begins = is_run or version is not None
@@ -72,7 +72,7 @@ def challenge(
                 result = challenges.challenge(target, version, percent=share, shadow=shadow, say=say)
             else:
                 result = challenges.show(target)
-    except promotion.Refused as refused:
+    except refusal.Refused as refused:
         if as_json:
             answer_json({"action": "refuse", "reasons": refused.verdict.reasons, "version": refused.champion})
         raise

@@ -28,22 +28,37 @@ def register(app: typer.Typer) -> None:
         app.command(command.__name__)(command)
 
 
-def train(recipe: RecipeName, overrides: Overrides = None, force: Force = False, as_json: Json = False) -> None:
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    force: Force = False,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", metavar="N", help="Processes that share each batch, one a GPU; one without it."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Fit a recipe and log it in MLflow.
 
     A finished run of the same recipe, data and code is taken instead. One that was killed or stopped goes on from its
     last checkpoint, in its own run; --force begins anew.
 
+    Several workers come to the result of one. They are processes of this machine, or of the Ray cluster at
+    RAY_ADDRESS; torchrun may start them, too. Where one is lost all go on from the last checkpoint.
+
     \b
     Examples:
       stride train digits
       stride train fashion --set fit.epochs=5 --set optimizer.lr=3e-4 --json
+      stride train fashion --workers 2
     """
     chosen = _load(recipe, overrides)
     with working():
-        from services.training.train import train as fit
+        from services.training.distributed.front import fit_recipe
 
-        result = fit(chosen, force=force)
+        result = fit_recipe(chosen, workers=workers, force=force)
+    if result is None:  # the first worker answers
+        return
     if as_json:
         answer_json(result.to_json())
         return
@@ -52,7 +67,8 @@ def train(recipe: RecipeName, overrides: Overrides = None, force: Force = False,
         how += f", resumed {result.resumed} times" if result.resumed > 1 else ", resumed once"
     answer(f"run            {result.run_id}\nrecipe         {result.recipe} ({how})")
     answer(f"test accuracy  {result.test_accuracy:.4f}\ntest loss      {result.test_loss:.4f}")
-    answer(f"device         {result.device}, {result.precision}, {result.images_per_second:,.0f} images/s")
+    together = f", {result.workers} workers" if result.workers > 1 else ""
+    answer(f"device         {result.device}, {result.precision}{together}, {result.images_per_second:,.0f} images/s")
     answer(f"plan           {result.plan}")
     if result.tracked:
         say(f"promote it with: stride promote {result.run_id}")
@@ -105,7 +121,7 @@ def promote(
       stride promote digits 4
       stride promote digits 4 --lift-quarantine
     """
-    from pipelines import promotion
+    from pipelines import promotion, refusal
 
     try:
         with working():
@@ -120,7 +136,7 @@ def promote(
                 result = promotion.submit(
                     bundle, target, allow_new_labels=allow_new_labels, lift_quarantine=lift_quarantine, say=say
                 )
-    except promotion.Refused as refused:
+    except refusal.Refused as refused:
         if as_json:
             answer_json({"action": "refuse", "reasons": refused.verdict.reasons, "version": refused.champion})
         raise

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from contracts.json_log import JsonLog
+from contracts.json_log import JsonLine, JsonLog
 
 IDENTITY: ContextVar[str] = ContextVar("identity", default="")
 
@@ -66,3 +66,14 @@ def test_a_failure_holds_its_traceback_in_the_one_line(written: Written) -> None
     assert (line["level"], line["error"], line["model"]) == ("error", "no such file", "digits")
     assert "Traceback" in line["traceback"]
     assert "test_contracts_json_log" in line["traceback"]
+
+
+def test_the_line_of_another_s_logger_holds_the_traceback_too() -> None:
+    """As uvicorn and MLflow log: with the exception in the record."""
+    try:
+        raise ValueError("no such file")
+    except ValueError:
+        record = logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "broken by %s", ("it",), sys.exc_info())
+    line = json.loads(JsonLine().format(record))
+    assert (line["level"], line["event"]) == ("error", "broken by it")
+    assert line["traceback"].endswith("ValueError: no such file")

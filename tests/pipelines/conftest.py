@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -78,9 +82,7 @@ def _fitted(digits: Dataset, steps: int) -> Any:
     return graph.eval()
 
 
-@pytest.fixture
-def make_run(embedded_tracking: str, digits: Dataset, graphs: dict[str, Any]) -> RunMaker:
-    """Makes a finished run as training leaves it: `make_run("good", model="tiny")` -> its id."""
+def _make_run(digits: Dataset, graphs: dict[str, Any]) -> RunMaker:
     from services.training import runs
     from services.training.tracking import open_run
 
@@ -98,8 +100,12 @@ def make_run(embedded_tracking: str, digits: Dataset, graphs: dict[str, Any]) ->
 
 
 @pytest.fixture
-def submit_run(make_run: RunMaker, digits: Dataset) -> Callable[..., Promotion]:
-    """`submit_run("good")`: a run of that quality, exported and submitted."""
+def make_run(embedded_tracking: str, digits: Dataset, graphs: dict[str, Any]) -> RunMaker:
+    """Makes a finished run as training leaves it: `make_run("good", model="tiny")` -> its id."""
+    return _make_run(digits, graphs)
+
+
+def _submit_run(make_run: RunMaker, digits: Dataset) -> Callable[..., Promotion]:
     from pipelines.export import export
     from pipelines.promotion import submit
 
@@ -108,6 +114,52 @@ def submit_run(make_run: RunMaker, digits: Dataset) -> Callable[..., Promotion]:
         return submit(export(run_id, dataset=digits), run_id, dataset=digits, **options)
 
     return run
+
+
+@pytest.fixture
+def submit_run(make_run: RunMaker, digits: Dataset) -> Callable[..., Promotion]:
+    """`submit_run("good")`: a run of that quality, exported and submitted."""
+    return _submit_run(make_run, digits)
+
+
+@pytest.fixture(scope="session")
+def home_of_two(
+    tmp_path_factory: pytest.TempPathFactory,
+    migrated_database: Path,
+    digits: Dataset,
+    graphs: dict[str, Any],
+    exported_graphs: dict[int, bytes],
+) -> Path:
+    """A STRIDE_HOME in which version 1, worse, is the champion again, and version 2 the better one, rolled back."""
+    from pipelines.promotion import rollback
+
+    home = tmp_path_factory.mktemp("two") / "home"
+    home.mkdir()
+    shutil.copy(migrated_database, home / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("STRIDE_HOME", str(home))
+        _export_quickly(patched, graphs, exported_graphs)
+        submit = _submit_run(_make_run(digits, graphs), digits)
+        submit("worse")
+        submit("good")
+        rollback("tiny")
+    return home
+
+
+@pytest.fixture
+def two(home: Path, embedded_tracking: str, home_of_two: Path, quick_export: None) -> None:
+    """A copy of `home_of_two` is this test's home; MLflow's data base names its files by their whole paths."""
+    from mlflow.tracking._tracking_service import utils
+
+    utils._artifact_repos_cache.clear()  # by the runs' ids, which are the same in every copy
+    shutil.copytree(home_of_two, home, dirs_exist_ok=True)
+    with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as database, database:
+        tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        for table in tables:
+            for _, column, kind, *_ in database.execute(f"PRAGMA table_info({table})").fetchall():
+                if "CHAR" in kind or "TEXT" in kind:
+                    change = f'UPDATE "{table}" SET "{column}" = replace("{column}", ?, ?) WHERE instr("{column}", ?)'  # noqa: S608
+                    database.execute(change, (str(home_of_two), str(home), str(home_of_two)))
 
 
 @pytest.fixture(scope="session")
@@ -122,10 +174,14 @@ def exported_graphs(graphs: dict[str, Any]) -> dict[int, bytes]:
 @pytest.fixture
 def quick_export(graphs: dict[str, Any], exported_graphs: dict[int, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """Remembers what torch's exporter made of `graphs`: it takes most of a test's time, and test_graph.py tests it."""
+    _export_quickly(monkeypatch, graphs, exported_graphs)
+
+
+def _export_quickly(patch: pytest.MonkeyPatch, graphs: dict[str, Any], exported_graphs: dict[int, bytes]) -> None:
     from pipelines import graph
 
     by_weights = {_weights(network): exported_graphs[id(network)] for network in graphs.values()}
-    monkeypatch.setattr(graph, "to_onnx", lambda network, **_: by_weights[_weights(network)])
+    patch.setattr(graph, "to_onnx", lambda network, **_: by_weights[_weights(network)])
 
 
 def _weights(network: Any) -> bytes:

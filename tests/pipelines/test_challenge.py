@@ -1,52 +1,26 @@
-"""`stride challenge`, and what quarantine means to promotions: on a real registry, with runs fitted in seconds."""
+"""A challenger beside the champion: on a real registry, with runs fitted in seconds."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from contracts.errors import RegistryError, RequestError
-from contracts.registry import BUNDLE_DIGEST, CANARY_PERCENT, QUARANTINED, SHADOW, Quarantine
+from contracts.registry import BUNDLE_DIGEST, CANARY_PERCENT, SHADOW
 from pipelines import challenge as challenges
 from pipelines import history, registry, rollout
-from pipelines.challenge import Challenge, challenge, challenge_run, show, stop
-from pipelines.cli.main import main
+from pipelines.challenge import challenge, challenge_run, show, stop
 from pipelines.export import export
-from pipelines.promotion import Promotion, Refused, promote, rollback
+from pipelines.promotion import Promotion, promote
+from pipelines.refusal import Refused
 from services.training.data.dataset import Dataset
+from tests.pipelines.trials import entries, in_registry
 
 Submit = Callable[..., Promotion]
 pytestmark = pytest.mark.usefixtures("quick_export")
-
-
-def in_registry() -> tuple[str | None, dict[str, str]]:
-    """The challenger, and the tags that say its part."""
-    client = registry.connect()
-    tags = client.get_registered_model("tiny").tags
-    found = rollout.challenger(client, "tiny")
-    return found.version if found else None, {tag: tags[tag] for tag in (CANARY_PERCENT, SHADOW) if tag in tags}
-
-
-def refuse(version: str, reason: str = "its golden images are wrong.") -> None:
-    """Mark a version as a service does."""
-    mark = Quarantine(reason, "2026-01-01T00:00:00+00:00").tag()
-    registry.connect().set_model_version_tag("tiny", version, QUARANTINED, mark)
-
-
-def entries() -> list[tuple[str, str | None, str | None]]:
-    return [(entry.action, entry.from_version, entry.to_version) for entry in history.history("tiny")]
-
-
-@pytest.fixture
-def two(submit_run: Submit) -> None:
-    """Version 1, worse, is the champion again, and version 2 the better one that was rolled back."""
-    submit_run("worse")
-    submit_run("good")
-    rollback("tiny")
 
 
 @pytest.mark.usefixtures("two")
@@ -227,105 +201,3 @@ def test_an_interrupted_trial_is_settled_by_what_the_alias_says() -> None:
 
     states = {entry.id: entry.state for entry in history.history("tiny")}
     assert (states[died.id], states[stopped.id]) == ("done", "abandoned")
-
-
-@pytest.mark.usefixtures("two")
-def test_a_version_in_quarantine_is_neither_promoted_nor_tried_until_that_is_lifted() -> None:
-    refuse("2")
-    for command in (promote, challenge):
-        with pytest.raises(Refused) as refused:
-            command("tiny", "2")
-        message = refused.value.message
-        assert "a service refuses tiny version 2 since 2026-01-01T00:00:00+00:00" in message
-        assert "its golden images are wrong" in message
-        assert "`stride promote tiny 2 --lift-quarantine`" in message
-        assert "version 1 stays the champion" in message
-    assert [entry[0] for entry in entries()[:2]] == ["refuse", "refuse"]
-
-    assert promote("tiny", "2", lift_quarantine=True).version == "2"
-    assert QUARANTINED not in registry.connect().get_model_version("tiny", "2").tags
-
-
-def test_the_quarantine_of_a_version_that_the_gate_refuses_is_not_lifted(submit_run: Submit) -> None:
-    submit_run("worse")
-    submit_run("good")
-    refuse("1")
-
-    with pytest.raises(Refused, match="champion: "):
-        promote("tiny", "1", lift_quarantine=True)
-
-    assert QUARANTINED in registry.connect().get_model_version("tiny", "1").tags
-
-
-def test_a_champion_in_quarantine_is_told_and_can_be_tried_again(submit_run: Submit) -> None:
-    submit_run("good")
-    refuse("1")
-    told = promote("tiny", "1")
-
-    assert told.action == "unchanged"
-    assert "a service refused it and serves the one before (its golden images are wrong)" in told.reasons[1]
-    assert QUARANTINED in registry.connect().get_model_version("tiny", "1").tags
-
-    assert "tried again" in promote("tiny", "1", lift_quarantine=True).reasons[1]
-    assert QUARANTINED not in registry.connect().get_model_version("tiny", "1").tags
-
-
-def test_a_rollback_passes_over_what_services_refuse(submit_run: Submit) -> None:
-    for quality in ("worse", "good", "good"):
-        submit_run(quality)
-    refuse("2")
-    said: list[str] = []
-
-    with pytest.raises(RegistryError, match="tiny version 2 is in quarantine, a service refused it"):
-        rollback("tiny", to="2")
-    assert rollback("tiny", say=said.append).version == "1"
-    assert any("tiny version 2 is passed over" in line for line in said)
-
-
-@pytest.mark.usefixtures("two")
-def test_the_history_tells_which_versions_are_in_quarantine() -> None:
-    refuse("2")
-
-    quarantined = {entry.to_version: entry.quarantined for entry in history.history("tiny")}
-    assert quarantined == {"1": "", "2": "its golden images are wrong."}
-
-
-def stride(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
-
-
-@pytest.mark.usefixtures("two")
-def test_the_command_from_trial_to_its_end(capsys: pytest.CaptureFixture[str]) -> None:
-    assert stride("challenge", "tiny", "2", "--percent", "20", "--shadow", "--json") == 0
-    begun = json.loads(capsys.readouterr().out)
-    assert begun == Challenge(
-        action="challenge", model="tiny", champion="1", challenger="2", percent=20.0, shadow=True, former=None,
-        quarantine=None, problem=None,
-    ).to_json()  # fmt: skip
-
-    refuse("2")
-    assert stride("challenge", "tiny") == 0
-    shown = capsys.readouterr().out
-    assert "challenger     version 2\ncanary         20% of the requests\nshadow         on" in shown
-    assert "quarantined    its golden images are wrong." in shown
-
-    assert stride("history", "tiny") == 0
-    listed = capsys.readouterr().out
-    assert "challenge" in listed
-    assert listed.count("in quarantine: tiny version 2, a service refuses it: its golden images are wrong.") == 1
-
-    assert stride("challenge", "tiny", "--stop") == 0
-    assert "challenger     none" in capsys.readouterr().out
-    assert stride("challenge", "tiny", "--stop") == 1
-    assert capsys.readouterr().err == "error: model 'tiny' has no challenger, so there is nothing to stop.\n"
-    assert stride("challenge", "tiny", "2", "--json") == 2
-    assert json.loads(capsys.readouterr().out)["action"] == "refuse"
-
-
-@pytest.mark.parametrize("arguments", [["--stop", "2"], ["--shadow"], ["--percent", "5"]])
-def test_options_that_do_not_go_together_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert stride("challenge", "tiny", *arguments) == 2
-    assert "give MODEL VERSION or RUN" in capsys.readouterr().err

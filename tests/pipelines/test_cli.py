@@ -74,6 +74,13 @@ def test_a_mistyped_key_is_one_sentence_with_the_nearest_key(capsys: pytest.Capt
     assert "key 'optimizer.nam' is not known; did you mean 'optimizer.name'?" in capsys.readouterr().err
 
 
+def test_a_number_of_workers_that_cannot_be_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert stride("train", "digits", "--workers", "0") == 2
+    assert capsys.readouterr().err.startswith("error: --workers is 0, a whole number from 1 was expected;")
+    assert stride("train", "digits", "--workers", "33") == 2
+    assert "a batch of recipe 'digits' has 32 images" in capsys.readouterr().err
+
+
 def test_recipes_tells_the_published_parameter_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert stride("recipes", "--json") == 0
     recipes = {each["name"]: each for each in answered(capsys)}

@@ -11,6 +11,7 @@ from contracts.errors import BundleError, DataError, RegistryError
 from contracts.images import decode
 from pipelines import graph, registry
 from pipelines.export import export, golden_images
+from pipelines.golden import answer_golden
 from services.training.data.dataset import Dataset, Split
 
 pytestmark = pytest.mark.usefixtures("quick_export")
@@ -56,7 +57,7 @@ def test_a_bundle_tells_how_its_test_images_were_answered(make_run: Any, digits:
 def test_golden_images_decode_to_test_images_and_are_answered_again(make_run: Any, digits: Dataset) -> None:
     bundle = export(make_run("good"), dataset=digits)
 
-    registry.answer_golden(bundle)
+    answer_golden(bundle)
 
     assert len(bundle.manifest.golden) == 4
     for golden in bundle.manifest.golden:

@@ -18,7 +18,8 @@ from contracts.recipe import Gate
 from contracts.registry import CHAMPION
 from pipelines import registry
 from pipelines.export import export
-from pipelines.promotion import Promotion, Refused, submit
+from pipelines.promotion import Promotion, submit
+from pipelines.refusal import Refused
 from services.training.data.dataset import Dataset
 
 Submit = Callable[..., Promotion]

@@ -62,3 +62,19 @@ def test_a_process_that_ended_and_was_not_waited_for_is_not_alive() -> None:
         started = psutil.Process(process.pid).create_time()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert not owned_processes.alive(process.pid, started)
+
+
+@pytest.mark.timeout(30)
+def test_who_is_dead_and_not_collected_by_its_parent_is_not_waited_for(token: str) -> None:
+    # As `stop` beside `serve`: the parent collects its children once it has the lock that `stop` holds.
+    child = f"import os, subprocess, sys; environment = {{**os.environ, {owned_processes.TOKEN!r}: {token!r}}}; " + (
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], env=environment); "
+        "print(child.pid, flush=True); sys.stdin.read()"
+    )
+    command = (sys.executable, "-c", child)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert int(parent.stdout.readline()) in [process.pid for process in owned_processes.members(token)]
+        assert owned_processes.end(token, grace_s=5)
+        assert owned_processes.members(token) == []
+        assert parent.poll() is None

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from contracts import places
-from pipelines import processes
+from pipelines import owned_processes, processes
 from pipelines.processes import Server, ServerError
 
 # Answers 200 on every path; with `worker`, a child that ignores SIGTERM, in a session of its own, as supervisors have.
@@ -66,6 +66,11 @@ def test_changed_environment_makes_a_running_server_out_of_date(
     assert server(free_port).identity() != before
 
 
+def lives(process: psutil.Process) -> bool:
+    """Who is dead and has not been collected yet, by whoever its parent is now, does not."""
+    return owned_processes.alive(process.pid, process.create_time())
+
+
 def test_stopping_ends_workers_that_left_the_session_and_ignore_sigterm(
     free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,7 +79,7 @@ def test_stopping_ends_workers_that_left_the_session_and_ignore_sigterm(
     family = processes.members(record)
     assert len(family) == 2
     processes.stop("trial")
-    assert not any(process.is_running() for process in family)
+    assert not any(lives(process) for process in family)
 
 
 def test_workers_that_outlived_their_leader_are_ended_too(free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +90,7 @@ def test_workers_that_outlived_their_leader_are_ended_too(free_port: int, monkey
     orphans = processes.members(record)
     assert len(orphans) == 1
     assert processes.stop("trial")
-    assert not orphans[0].is_running()
+    assert not lives(orphans[0])
 
 
 def test_a_recycled_process_id_is_not_signalled(free_port: int) -> None:

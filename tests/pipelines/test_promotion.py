@@ -12,7 +12,9 @@ from contracts.errors import BundleError, GateRefused, RegistryError
 from contracts.registry import PROMOTED_AT
 from pipelines import history, promotion, registry
 from pipelines.export import export, silent
-from pipelines.promotion import Promotion, Refused, locked, promote, rollback, submit
+from pipelines.model_lock import locked
+from pipelines.promotion import Promotion, promote, rollback, submit
+from pipelines.refusal import Refused
 from services.training.data.dataset import Dataset
 
 Submit = Callable[..., Promotion]

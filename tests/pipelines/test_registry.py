@@ -11,7 +11,7 @@ from contracts import bundle as bundles
 from contracts.bundle import Bundle
 from contracts.errors import BundleError, RegistryError
 from contracts.registry import BUNDLE_DIGEST, BUNDLE_URI, CHAMPION
-from pipelines import registry
+from pipelines import golden, registry
 from pipelines.export import export
 from services.training.data.dataset import Dataset
 
@@ -41,7 +41,7 @@ def test_the_registered_model_is_an_onnx_model_that_mlflow_can_run(exported: Bun
     version = registry.register(exported, _run(exported))
 
     path = registry.connect().get_model_version_download_uri("tiny", version.version)
-    registry.answer_golden(exported, (Path(path) / "model.onnx").read_bytes())
+    golden.answer_golden(exported, (Path(path) / "model.onnx").read_bytes())
     model = mlflow.pyfunc.load_model(path)
     answer = model.predict({"images": np.zeros((2, 8, 8, 1), np.uint8)})["probabilities"]
     assert answer.shape == (2, 10)

@@ -10,7 +10,7 @@ from contracts.recipe import Recipe, parse
 from pipelines import reproduce
 from pipelines.reproduce import Row, missed, table
 from services.training import weight_files
-from services.training.train import TrainResult
+from services.training.train_result import TrainResult
 
 
 def recipe(name: str = "tiny", published: float | None = None, **parts: Any) -> Recipe:

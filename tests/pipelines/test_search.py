@@ -13,8 +13,9 @@ from contracts.image_spec import ImageSpec
 from contracts.recipe import Tune
 from pipelines import graph, measure, quantize
 from pipelines.candidates import Candidate, Failed, Maker
+from pipelines.comparison import Found
 from pipelines.measure import Timing
-from pipelines.search import Found, Search
+from pipelines.search import Search
 from services.training.data.dataset import Dataset, Split
 
 IMAGE = ImageSpec(height=8, width=8, channels=1)
@@ -129,6 +130,23 @@ def test_a_graph_that_loses_accuracy_is_not_served_however_fast(
 
     assert found.chosen.name == "fp32"
     assert "points of accuracy, 0.20 allowed" in verdicts(found)[INT8]
+    assert found.reason == (
+        f"nothing that keeps the accuracy saves 10% of fp32's time: int8 would save 90%, but {verdicts(found)[INT8]}"
+    )
+
+
+def test_a_graph_that_cannot_be_judged_in_time_is_not_taken_and_that_is_said(
+    clock: Clock, find: Callable[..., Found], digits: Dataset
+) -> None:
+    clock.seconds[INT8] = 0.5  # an image, so that all take half as many seconds as there are
+    seconds = 0.4 * len(digits.validation)
+
+    found = find(most_seconds=seconds)
+
+    assert found.chosen.name == "fp32"
+    assert verdicts(found)[INT8] == f"not judged: tune.most_seconds is {seconds:g}"
+    assert found.reason.endswith(f"int8 would save 50%, but not judged: tune.most_seconds is {seconds:g}")
+    assert find(most_seconds=2 * seconds).chosen.precision == "int8"
 
 
 def test_few_validation_images_take_no_lower_precision_however_fast(

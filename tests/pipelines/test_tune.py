@@ -16,12 +16,13 @@ from contracts.bundle import Bundle
 from contracts.errors import BundleError, DataError
 from contracts.image_spec import ImageSpec
 from contracts.recipe import Tune
-from pipelines import graph, measure, parity, registry
+from pipelines import golden, graph, measure, parity, registry
 from pipelines.candidates import Candidate, Maker
 from pipelines.cli.main import main
 from pipelines.export import export
 from pipelines.measure import Timing
-from pipelines.promotion import Refused, promote, submit
+from pipelines.promotion import promote, submit
+from pipelines.refusal import Refused
 from pipelines.tune import REPORT, TABLE, tune
 from services.inference.engine import Engine
 from services.inference.provider import CPU, Provider
@@ -71,7 +72,7 @@ def test_the_chosen_graph_lies_beside_model_onnx_with_golden_answers_of_its_own(
     assert manifest.golden == before.manifest.golden
     assert len(serving.golden) == len(manifest.golden)
     assert serving.golden != tuple(golden.probabilities for golden in manifest.golden)
-    registry.answer_golden(tuning.bundle)
+    golden.answer_golden(tuning.bundle)
 
 
 def test_the_service_serves_the_chosen_graph(make_run: Any, digits: Dataset, int8_wins: None) -> None:
@@ -224,7 +225,7 @@ def test_a_tuned_graph_that_was_changed_is_found_when_it_is_verified(
     forged: Bundle = bundles.write(bundle.path, bundle.manifest, files)
 
     with pytest.raises(BundleError, match="golden images are answered off by"):
-        registry.answer_golden(forged)
+        golden.answer_golden(forged)
 
 
 def test_other_images_than_the_runs_are_refused(make_run: Any, digits: Dataset) -> None:

@@ -73,6 +73,18 @@ def test_one_epoch_is_timed_where_there_is_but_one() -> None:
     assert row.reached == (None,)
 
 
+def test_anonymous_memory_is_told_beside_the_peak_where_it_was_seen() -> None:
+    seen = {**entry("stride"), "anonymous_bytes": 600_000_000}
+    row = summarise([seen, entry("stride", seed=1)], "stride", published=None)
+    assert row is not None
+    assert row.anonymous_bytes == 600_000_000
+    bar = next(bar for bar in judged(seen).values() if bar.what.startswith("peak"))
+    assert bar.found == "0.80 GB, of which 0.05 GB are images and 0.60 GB no file's pages"
+    row = summarise([entry("stride")], "stride", published=None)
+    assert row is not None
+    assert row.anonymous_bytes is None
+
+
 def test_a_contender_that_died_has_no_row() -> None:
     assert summarise([failed("keras")], "keras", published=None) is None
 

@@ -94,7 +94,8 @@ def test_contenders_take_turns_epoch_by_epoch_in_rotating_order(make: Make, tmp_
         assert entry.epochs[0]["test_accuracy"] == 0.5
         assert 0 < entry.epochs[0]["seconds"] < 20
         assert entry.done["test_accuracy"] == 0.75
-        assert entry.done["peak_bytes"] > 5_000_000
+        assert entry.done["peak_bytes"] > entry.anonymous_bytes > 2_000_000
+        assert entry.to_json()["anonymous_bytes"] == entry.anonymous_bytes
         assert entry.ready["seconds"] > 0
 
 
