@@ -169,7 +169,7 @@ def promote(registry: str, name: str, version: str) -> None:
     request = urllib.request.Request(  # noqa: S310 - an address of this machine
         f"{registry}/api/2.0/mlflow/registered-models/alias", body, {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+    with wire.direct().open(request, timeout=30) as answer:
         answer.read()
 
 

@@ -7,7 +7,6 @@ import shutil
 import socket
 import tempfile
 import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,7 +86,7 @@ def free_ports(count: int) -> list[int]:
 def get(url: str, *, timeout_s: float = 5.0) -> bytes | None:
     """The body of a GET; None where the answer is not 200 or there is none."""
     try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as answer:  # noqa: S310 - an address of this machine
+        with wire.direct().open(url, timeout=timeout_s) as answer:
             return bytes(answer.read()) if answer.status == 200 else None
     except (OSError, urllib.error.HTTPError, ValueError):
         return None

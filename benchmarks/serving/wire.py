@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import urllib.request
 from typing import Final, NamedTuple
 
 HOST: Final = "127.0.0.1"
@@ -25,6 +26,11 @@ class Frame(NamedTuple):
     end: int
     close: bool
     """The server closes the connection behind it."""
+
+
+def direct() -> urllib.request.OpenerDirector:
+    """Asks this machine, never a proxy of the environment."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def post(path: str, body: bytes, content_type: str, headers: dict[str, str] | None = None) -> bytes:

@@ -287,6 +287,14 @@ def test_the_page_is_served(local: tuple[Server, Path]) -> None:
     assert b"<title>MLflow</title>" in body
 
 
+def test_a_proxy_of_the_environment_is_not_asked(local: tuple[Server, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("urllib.request._opener", None)  # one that was made before has the proxies of that moment
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert problem_of(local[0].url) is None
+
+
 def test_the_command_holds_no_password_and_the_environment_turns_jobs_off() -> None:
     server = Server(backend="postgresql://stride:secret@db/mlflow", proxied="/artifacts", host="0.0.0.0")  # noqa: S104
     assert not any("secret" in part for part in (*server.command(), *server.migration()))

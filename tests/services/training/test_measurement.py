@@ -10,6 +10,7 @@ from torch import Tensor
 from contracts.errors import FitError
 from services.training.device import Plan
 from services.training.measurement import Measurement, Trial, steps_per_second
+from tests.services.training.clock import Clock
 
 Step = Callable[[], Tensor | float]
 PLAIN = Plan(
@@ -22,19 +23,6 @@ PLAIN = Plan(
     threads=1,
 )
 FIRST = (PLAIN, replace(PLAIN, channels_last=True), replace(PLAIN, channels_last=True, precision="bf16"))
-
-
-class Clock:
-    """A clock that only `sleep` moves: what else runs on the machine decides no test."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 time = Clock()

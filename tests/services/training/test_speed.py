@@ -11,21 +11,9 @@ from contracts.errors import RecipeError
 from services.training.device import Plan
 from services.training.measurement import Trial
 from services.training.speed import choose_plan
+from tests.services.training.clock import Clock
 
 Step = Callable[[], Tensor | float]
-
-
-class Clock:
-    """A clock that only `sleep` moves: what else runs on the machine decides no test."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 time = Clock()

@@ -38,6 +38,7 @@ def _write(root: Path, folder: str = "MNIST", *, packed: bool = True) -> Path:
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every request goes to a port that nothing listens on: refused at once, as without a network."""
+    monkeypatch.setattr("urllib.request._opener", None)  # made once a process, with the proxies of that moment
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
