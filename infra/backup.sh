@@ -7,7 +7,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-file=${1:?usage: infra/backup.sh FILE}
+file=${1:-}
+[ -n "$file" ] || { echo "error: no file was named; run 'make backup FILE=stride.tar'." >&2; exit 2; }
 [ ! -e "$file" ] || { echo "error: $file is there already; give another name." >&2; exit 2; }
 umask 077
 work=$(mktemp -d)

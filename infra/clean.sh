@@ -29,6 +29,13 @@ if command -v docker > /dev/null && docker compose version > /dev/null 2>&1; the
         containers=$(docker ps --all --quiet --filter "$label")
         volumes=$(docker volume ls --quiet --filter "$label")
         networks=$(docker network ls --quiet --filter "$label")
+        # Another checkout's stack has the same name.
+        here=$(pwd -P)
+        where='{{.Label "com.docker.compose.project.working_dir"}}'
+        while read -r elsewhere; do
+            [ ! -d "$elsewhere" ] || [ "$(cd "$elsewhere" && pwd -P)" = "$here" ] ||
+                fail "nothing was removed: the stack '$project' was brought up in $elsewhere; run 'make clean' there."
+        done < <(docker ps --all --filter "$label" --format "$where" | sort --unique)
     else
         unseen="no Docker engine answers: if the stack was ever brought up here, its volumes stay."
     fi
@@ -42,8 +49,8 @@ fi
 
 {
     echo "This goes, and cannot be brought back:"
-    for path in "${paths[@]}"; do
-        printf '  %8s  %s%s\n' "$(du --summarize --human-readable "$path" | cut -f 1)" "$path" \
+    for path in ${paths[@]+"${paths[@]}"}; do
+        printf '  %8s  %s%s\n' "$(du -sh "$path" | cut -f 1)" "$path" \
             "$([ "$path" != .stride ] || echo ': every run, model and job of make demo and of the stride command')"
     done
     if [ -n "$containers$volumes$networks" ]; then

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from contracts.errors import DataError
+from contracts.errors import AlreadyFitting, DataError, FitError
 from pipelines import recipe_files, registry
 from pipelines.cli.console import say, working
 from pipelines.cli.main import guard
@@ -56,7 +56,10 @@ def first_champion(
             return
         from pipelines.ship import ship
 
-        result = ship(wanted, say=say)
+        try:
+            result = ship(wanted, say=say)
+        except AlreadyFitting as error:  # worth another try, unlike all else that exits 2
+            raise FitError(str(error)) from error
     say(f"{result.verdict}: {result.model} version {result.version or '-'}, test accuracy {result.test_accuracy:.4f}")
     for reason in result.reasons:
         say(f"  {reason}")

@@ -31,12 +31,17 @@ class RequestLine(JsonLine):
         return super().format(told)
 
 
-class FromElsewhere(logging.Filter):
-    """Leaves out what was asked from inside the container and answered well: the health check, every 5 s."""
+_HEALTH: Final = ("POST", "/api/2.0/mlflow/experiments/search")
+"""What `server.problem_of` asks."""
+
+
+class NoHealthCheck(logging.Filter):
+    """Leaves out the health check from inside the container, every 5 s, where it was answered well."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        client, _method, _path, _version, status = record.args  # type: ignore[misc] # as above
-        return not (str(client).startswith("127.0.0.1:") and int(str(status)) < 400)
+        client, method, path, _version, status = record.args  # type: ignore[misc] # as above
+        own = str(client).startswith("127.0.0.1:") and (method, path) == _HEALTH
+        return not own or int(str(status)) >= 400
 
 
 def main() -> None:

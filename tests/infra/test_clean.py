@@ -16,6 +16,7 @@ DOCKER = """#!/bin/sh
 echo "$*" >> "$ASKED"
 case "$*" in
     info) exit %d ;;
+    *working_dir*) echo "$ELSEWHERE" ;;
     'compose config') echo 'name: stride' ;;
     'volume ls'*) grep -q -- --volumes "$ASKED" || echo '%s' ;;
     'system df'*) echo 'stride_artifacts 12.5MB' ;;
@@ -42,7 +43,9 @@ def checkout(tmp_path: Path) -> Path:
 def clean(checkout: Path, tmp_path: Path) -> Clean:
     """Runs `make clean`; its exit code and all that it said. `answer` is typed on a terminal; None: there is none."""
 
-    def run(*arguments: str, answer: str | None = None, engine: bool = True, volume: str = "") -> tuple[int, str]:
+    def run(
+        *arguments: str, answer: str | None = None, engine: bool = True, volume: str = "", elsewhere: str = ""
+    ) -> tuple[int, str]:
         tools = tmp_path / "tools"
         tools.mkdir(exist_ok=True)
         (tools / "docker").write_text(DOCKER % (0 if engine else 1, volume))
@@ -54,7 +57,7 @@ def clean(checkout: Path, tmp_path: Path) -> Clean:
         done = subprocess.run(
             ["make", "--silent", "clean", *arguments],
             cwd=checkout,
-            env={"PATH": f"{tools}:/usr/bin:/bin", "ASKED": str(tmp_path / "asked")},
+            env={"PATH": f"{tools}:/usr/bin:/bin", "ASKED": str(tmp_path / "asked"), "ELSEWHERE": elsewhere},
             stdin=subprocess.DEVNULL if answer is None else inside,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -138,3 +141,13 @@ def test_another_word_than_1_is_refused(clean: Clean, checkout: Path) -> None:
     assert code != 0
     assert "YES is 'perhaps'; set it to 1, or leave it out to be asked." in said
     assert (checkout / ".stride").exists()
+
+
+def test_the_stack_of_another_checkout_is_not_removed(clean: Clean, checkout: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    code, said = clean("YES=1", volume="stride_artifacts", elsewhere=str(other))
+    assert (code, (checkout / ".stride").exists()) == (2, True)
+    assert f"the stack 'stride' was brought up in {other}; run 'make clean' there." in said
+    assert "down" not in (tmp_path / "asked").read_text()
+    assert clean("YES=1", volume="stride_artifacts", elsewhere=str(checkout))[0] == 0

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from contracts.errors import DataError, RecipeError
+from contracts.errors import AlreadyFitting, DataError, FitError, RecipeError
 from pipelines import first_champion, registry, ship
 from pipelines.registry import Version
 
@@ -51,6 +51,17 @@ def test_a_model_that_has_a_champion_is_left_alone(shipped: list[str], monkeypat
     assert shipped == []
     assert run("--recipe=mnist").exit_code == 0
     assert shipped == ["mnist"]
+
+
+@pytest.mark.usefixtures("embedded_tracking")
+def test_a_fit_under_way_elsewhere_is_worth_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: object, **__: object) -> None:
+        raise AlreadyFitting("another process fits this recipe.")
+
+    monkeypatch.setattr(ship, "ship", busy)
+    failed = run("--recipe=digits").exception
+    assert isinstance(failed, FitError)
+    assert failed.exit_code == 1
 
 
 @pytest.mark.usefixtures("embedded_tracking")

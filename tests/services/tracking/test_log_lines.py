@@ -8,12 +8,15 @@ import logging.config
 
 import pytest
 
-from services.tracking.log_lines import CONFIG, FromElsewhere, RequestLine
+from services.tracking.log_lines import CONFIG, NoHealthCheck, RequestLine
+
+RUN = ("GET", "/api/2.0/mlflow/runs/get?run_id=1")
+HEALTH = ("POST", "/api/2.0/mlflow/experiments/search")
 
 
-def asked(client: str, status: int) -> logging.LogRecord:
+def asked(client: str, status: int, what: tuple[str, str] = RUN) -> logging.LogRecord:
     """A record as uvicorn's access log makes it."""
-    parts = (client, "GET", "/api/2.0/mlflow/runs/get?run_id=1", "1.1", status)
+    parts = (client, *what, "1.1", status)
     return logging.LogRecord("uvicorn.access", logging.INFO, "", 0, '%s - "%s %s HTTP/%s" %d', parts, None)
 
 
@@ -29,16 +32,20 @@ def test_a_request_is_a_line_of_json_with_its_parts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("client", "status", "written"),
+    ("client", "what", "status", "written"),
     [
-        ("127.0.0.1:4000", 200, False),
-        ("127.0.0.1:4000", 503, True),
-        ("172.18.0.1:4000", 200, True),
-        ("172.18.0.1:4000", 404, True),
+        ("127.0.0.1:4000", HEALTH, 200, False),
+        ("127.0.0.1:4000", HEALTH, 503, True),
+        ("127.0.0.1:4000", RUN, 200, True),  # as who comes by way of `kubectl port-forward`
+        ("127.0.0.1:4000", ("GET", HEALTH[1]), 200, True),
+        ("172.18.0.1:4000", HEALTH, 200, True),
+        ("172.18.0.1:4000", RUN, 404, True),
     ],
 )
-def test_only_the_health_check_that_was_answered_is_left_out(client: str, status: int, written: bool) -> None:
-    assert FromElsewhere().filter(asked(client, status)) is written
+def test_only_the_health_check_that_was_answered_is_left_out(
+    client: str, what: tuple[str, str], status: int, written: bool
+) -> None:
+    assert NoHealthCheck().filter(asked(client, status, what)) is written
 
 
 def test_the_configuration_is_one_that_logging_takes() -> None:
