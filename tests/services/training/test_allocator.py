@@ -24,8 +24,8 @@ def test_freed_memory_is_used_again_without_the_kernel() -> None:
             pytest.skip("the C library is not glibc")
         faults(160, 1)
         assert faults(160, 4) < 0.1 * 4 * pages
-    # Given back when nobody needs it any more: all of it is faulted in again
-    assert faults(160, 1) > 0.9 * pages
+    # Given back when nobody needs it any more: it is faulted in again, but for what lies among blocks that others hold
+    assert faults(160, 1) > 0.5 * pages
 
 
 def test_it_lasts_until_the_last_one_is_closed() -> None:
