@@ -24,6 +24,8 @@ from benchmarks.serving.measured import LOST, Answer, Measured
 from benchmarks.serving.timer import Timer
 
 _READ: Final = 262_144
+_SETTLE_S: Final = 0.3
+"""For the server to take the connections that are open before the start: to the kernel they are before that."""
 _REFUSALS: Final = 200
 """So many connections refused in a row, and nobody listens any more."""
 
@@ -92,6 +94,7 @@ class Load:
         """
         with self._running(seconds, limit=connections) as measured:
             self._open_idle(min(warm, connections))
+            time.sleep(_SETTLE_S)
             started = self._begin(measured)
             until = started + seconds + patience_s
             at = 0

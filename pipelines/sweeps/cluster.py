@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
-from urllib.parse import urlsplit
 
 from contracts.errors import DeviceError
+from services.training.ray_cluster import connected
 
 OBJECTS_BYTES: Final = 80_000_000
 """Of the embedded Ray's object store: trials exchange numbers."""
 _QUIET: Final = {
-    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints boxes, however quiet it is told to be
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial whose loss is not finite reports no metric
@@ -40,29 +36,8 @@ def running(*, cpus: float, gpus: float | None) -> Iterator[float]:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    import ray
-
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        _reach(address)
-    try:
-        if address:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            ray.init(
-                "local",
-                num_cpus=_cpus(),
-                include_dashboard=False,
-                object_store_memory=OBJECTS_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-    except (ConnectionError, RuntimeError, OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
-        where = f"RAY_ADDRESS {address!r}" if address else "the embedded Ray"
-        raise DeviceError(f"{where} cannot be used ({reason}); see its logs, or unset RAY_ADDRESS.") from error
-    try:
-        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    embedded = {"num_cpus": _cpus(), "include_dashboard": False, "object_store_memory": OBJECTS_BYTES}
+    with connected(os.environ.get("RAY_ADDRESS"), otherwise="an embedded one", embedded=embedded) as there:
         have_cpus, have_gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
         wanted = gpus if gpus is not None else min(1.0, have_gpus)
         for name, asked, have in (("cpus", cpus, have_cpus), ("gpus", wanted, have_gpus)):
@@ -71,25 +46,6 @@ def running(*, cpus: float, gpus: float | None) -> Iterator[float]:
                     f"--{name} {asked:g} for each trial is more than the {have:g} that Ray has; give it fewer."
                 )
         yield wanted
-    finally:
-        ray.shutdown()
-
-
-def _reach(address: str) -> None:
-    """Ray itself looks for a head for minutes."""
-    if address in ("auto", "local"):
-        return
-    parts = urlsplit(address if "://" in address else f"ray://{address}")
-    try:
-        host, port = parts.hostname, parts.port
-        if host is None or port is None:
-            raise ValueError("no host and port")
-        socket.create_connection((host, port), timeout=5).close()
-    except (OSError, ValueError) as error:
-        raise DeviceError(
-            f"RAY_ADDRESS is {address!r}: no Ray cluster answers there ({error}); start one with `ray start --head`, "
-            "or unset it for an embedded one."
-        ) from error
 
 
 def _cpus() -> int:

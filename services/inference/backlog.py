@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-ROUND: Final = 64
-"""Requests begun in one round: as many as a batch holds, and some 20 ms of work."""
+ROUND: Final = 16
+"""Requests begun in one round. A batch of so many has most of what a larger one saves, and its activations stay in a
+core's cache; and the fewer there are, the sooner the others are refused and new connections taken."""
 WAIT_S: Final = 0.1
 """How long a request may wait for its turn."""
 LEAST: Final = 64
@@ -34,6 +35,10 @@ class Backlog:
         self._waiting: deque[Callable[[], None]] = deque()
         self._begun = 0
         """In this round."""
+        self._last = 0
+        """In the round before,"""
+        self._ended = 0.0
+        """which ended then."""
         self._since = 0.0
         """When this round began, on time.perf_counter's clock; 0 where nothing waited then."""
         self._request_s = WAIT_S / LEAST
@@ -48,6 +53,11 @@ class Backlog:
     def behind(self) -> bool:
         """Whether what comes now begins in a later round, which will be a whole one."""
         return self._begun >= ROUND or bool(self._waiting)
+
+    @property
+    def rush(self) -> int:
+        """Requests begun in a round of late; 0 where little has come."""
+        return self._last if time.perf_counter() - self._ended < WAIT_S else 0
 
     def take(self, begin: Callable[[], None]) -> None:
         """Begin a request, in this round or when its turn comes."""
@@ -65,7 +75,7 @@ class Backlog:
             self._request_s += _NEWEST * ((now - self._since) / self._begun - self._request_s)
             self.most = min(MOST, max(LEAST, int(WAIT_S / self._request_s)))
         self._since = now if self._waiting else 0.0
-        self._begun = 0
+        self._last, self._ended, self._begun = self._begun, now, 0
         while self._waiting and self._begun < ROUND:
             self._begun += 1
             self._waiting.popleft()()

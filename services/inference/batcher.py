@@ -6,6 +6,10 @@ once, and under load the batches grow by themselves.
 
 Waking a thread and being woken by it costs about as much as a tiny network's answer. So a batch that is known to be
 quick, and finds the thread idle, is run on the event loop itself, once the loop has read all that has come in with it.
+
+Where the two share one core, the thread would only work in turns with the loop, at a higher cost, and a load that the
+loop can just bear would never let the thread become idle again. So there, what is quick always belongs to the loop, in
+pieces that are; while the thread has something slow, it waits for that to end.
 """
 
 from __future__ import annotations
@@ -49,6 +53,8 @@ class Batcher:
         on_batch: Callable[[Ran], None] = lambda _: None,
         name: str = "batcher",
         at_once_s: float = 0.0,
+        alone: bool = False,
+        row_s: float = 0.0,
     ) -> None:
         """Start the thread.
 
@@ -57,8 +63,15 @@ class Batcher:
             queue_rows: most rows admitted at a time.
             on_batch: is told of each run, on the loop.
             at_once_s: a batch of so many expected seconds may hold up the loop instead of going through the thread.
+            alone: the loop and the thread share one core.
+            row_s: the seconds a row that are expected of the first run; 0 where nobody knows.
         """
-        self._runs = Runs(infer, max_batch=max_batch)
+        # On a shared core, time by the clock would be that of the neighbours as well.
+        clock = time.thread_time if alone else time.perf_counter
+        self._runs = Runs(infer, max_batch=max_batch, clock=clock, row_s=row_s)
+        self._alone = alone
+        self._patient = False
+        """What is near waits for the thread's delivery."""
         self._loop = loop
         self._max_batch = max_batch
         self._queue_rows = queue_rows
@@ -66,7 +79,7 @@ class Batcher:
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._at_once_s = at_once_s
         self._near: list[Job] = []
-        """What came in this round of the loop, while the thread was idle."""
+        """What came in this round of the loop, and is to be run on it."""
         self._nowhere = contextvars.Context()  # of no request: a batch belongs to several
         self._submitted = 0  # counted by the loop alone,
         self._settled = 0  # and by the thread, or by the loop while the thread has none: neither needs a lock
@@ -138,7 +151,8 @@ class Batcher:
         """
         future: asyncio.Future[Probabilities] = self._loop.create_future()
         job = Job(images, future, time.perf_counter(), expires, trace)
-        if not aside and (self._near or self.takes_now(len(images))):
+        near = self._quick(len(images)) if self._alone else bool(self._near) or self.takes_now(len(images))
+        if near and not aside:
             if not self._near:
                 self._loop.call_soon(self._run_near, context=self._nowhere)
             self._near.append(job)
@@ -148,8 +162,15 @@ class Batcher:
         return future
 
     def takes_now(self, rows: int) -> bool:
-        """Whether so many rows may be run on the loop: that is quick, and the thread is idle."""
-        return self._submitted == self._settled and self._quick(rows)
+        """Whether so many rows may be run on the loop: the thread is idle, and they are quick, or their pieces are."""
+        return self._submitted == self._settled and self._quick(1 if self._alone else rows)
+
+    @property
+    def piece(self) -> int:
+        """Rows that are run in one go: as many as may hold up the loop at once where they all belong to it."""
+        if not self._alone or not self._runs.row_s:
+            return self._max_batch
+        return max(1, min(self._max_batch, int(self._at_once_s / self._runs.row_s)))
 
     def run_now(self, images: Sequence[Images], since: Sequence[float]) -> Probabilities | None:
         """Run on the loop what the loop has to answer anyway, without places and futures.
@@ -183,11 +204,31 @@ class Batcher:
         """Run what came in the last round of the loop: here if that is quick, in the thread if not."""
         near, self._near = self._near, []
         rows = sum(len(job.images) for job in near)
-        if self._submitted - rows == self._settled and self._quick(rows):  # nothing has come to the thread meanwhile
+        idle = self._submitted - rows == self._settled
+        if idle and self._alone:
+            self._run_piece(near)
+        elif idle and self._quick(rows):
             self._run_here(near)
+        elif self._alone and not self._patient:
+            self._near, self._patient = near, True
+            return
         else:
             for job in near:
                 self._inbox.put(job)
+        self._patient = False
+
+    def _run_piece(self, near: list[Job]) -> None:
+        """Run as many of the jobs as may hold up the loop at once, and the others in its next round."""
+        rows = count = 0
+        for job in near:
+            if count and rows + len(job.images) > self.piece:
+                break
+            rows += len(job.images)
+            count += 1
+        self._run_here(near[:count])
+        if count < len(near):
+            self._near = near[count:]
+            self._loop.call_soon(self._run_near, context=self._nowhere)
 
     def _run_here(self, jobs: list[Job]) -> None:
         """Run the jobs on the loop; the thread is idle, so `infer` is still called once at a time."""
@@ -209,6 +250,8 @@ class Batcher:
             batch, held, stop = self._gather(job, self._arrived, self._deliver)
             if batch:
                 self._run(batch, "full" if held is not None else "idle" if idle else "gathered", self._deliver)
+            else:
+                self._deliver([], None)  # what is near may wait for it
             if stop:
                 return
             del job, batch  # they would hold the images of the last batch until the next one
@@ -273,3 +316,5 @@ class Batcher:
                 job.future.set_result(outcome)
         if ran is not None:
             self._on_batch(ran)
+        if self._patient:
+            self._run_near()

@@ -22,6 +22,7 @@ from services.inference.backlog import ROUND, Backlog
 from services.inference.piece import MAX_FIELDS, Piece
 
 if TYPE_CHECKING:
+    from services.inference.door import Door
     from services.inference.fast_path import Asked, FastPath
     from services.inference.refusals import Refusals
 
@@ -30,6 +31,8 @@ _BODY: Final = (b"content-length", b"transfer-encoding")
 _LINGER_S: Final = 2.0
 _LINGER_BYTES: Final = 16 * 1024 * 1024
 """How long, and how much, a client may go on sending of a body that has been refused before it reads that."""
+_ENTRANTS: Final = 4
+"""New connections let in at once for each request of a round: most of a crowd is refused, which costs little."""
 _SWEEP_S: Final = 0.25
 """Between two looks for connections whose time is over: a timer for each request would cost more."""
 
@@ -42,6 +45,10 @@ class Connection(HttpToolsProtocol):
     """None: nothing is refused here, as while the service begins and ends."""
     fast_path: ClassVar[FastPath | None] = None
     """None: every request goes the usual way, as then, or where requests are traced."""
+    door: ClassVar[Door | None] = None
+    """None: the process does not listen."""
+    brought = False
+    """It was let in with another one."""
     _all: ClassVar[set[Any]] = set()
     """This process' open connections: uvicorn's own set, shared by all of them."""
     _sweeper: ClassVar[asyncio.TimerHandle | None] = None
@@ -63,6 +70,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
         super().connection_made(transport)
+        if self.door is not None and not self.brought and (rush := self.backlog.rush):
+            self.door.let_in(_ENTRANTS * rush, self._another)
         Connection._all = self.connections
         self._moved = False
         self._stray = 0
@@ -139,6 +148,11 @@ class Connection(HttpToolsProtocol):
         if self._answering():  # the parser has met an error in its body
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+
+    def _another(self) -> Connection:
+        other = Connection(self.config, self.server_state, self.app_state, self.loop)
+        other.brought = True
+        return other
 
     def _parse(self, data: bytes) -> None:
         self._moved = False

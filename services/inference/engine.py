@@ -6,6 +6,7 @@ gain where it runs, and never a reason not to serve.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from typing import Any, Final
@@ -50,6 +51,9 @@ class Engine:
         self.provider = provider
         self.max_batch = max_batch
         self.load_s = 0.0
+        self.row_s = math.inf
+        """Processor seconds of this thread for one image alone, the least of the golden ones; of other threads or a GPU
+        it knows nothing."""
         self._names = [OUTPUT]
         self._threads = threads
         self._all_threads = all_threads
@@ -134,7 +138,9 @@ class Engine:
                 image = images.decode(self.bundle.read(golden.file), manifest.input)
             except ImageError as error:
                 raise BundleError(f"{self._who()}: {golden.file} cannot be decoded; export it again.") from error
+            started = time.thread_time()
             answer = self.infer(image[np.newaxis])[0]
+            self.row_s = min(self.row_s, time.thread_time() - started)
             difference = float(np.abs(answer - np.asarray(expected, dtype=np.float32)).max())
             if not difference <= tolerance:  # written so that nan fails too
                 allowed = f"{tolerance:g} is allowed on {self.provider.name}"

@@ -93,7 +93,7 @@ class FastPath:
             return None
         if self._keys is not None:
             try:
-                self._keys.check(piece.keys)
+                self._keys.check(piece.head.keys)
             except Unauthorized:
                 return None
         return Asked(asker, piece, *found)
@@ -118,9 +118,11 @@ class FastPath:
             if model is None:
                 _give_back(together)
                 continue
-            most = model.engine.max_batch
-            for at in range(0, len(together), most):
-                self._answer(model, together[at : at + most], server)
+            piece = model.batcher.piece
+            self._answer(model, together[:piece], server)
+            self._round += together[piece:]
+        if self._round:  # one piece holds up the loop for long enough
+            asyncio.get_running_loop().call_soon(self._answer_round, server, context=self._nowhere)
 
     def _answer(self, model: Model, together: list[Asked], server: Fields) -> None:
         if not model.batcher.takes_now(len(together)):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _LAME_DUCK_S: Final = 0.3
 """After SIGTERM, how long requests are still taken, each connection being closed with its answer: a request that is
 already on its way to a connection that is being closed would be lost."""
-_TURN_S: Final = 0.0005
+_TURN_S: Final = 0.0001
 """A turn at the interpreter's lock. The event loop asks for it after every wait, several times a prediction, and with
 Python's own 5 ms each look at the registry would make the tail of the latency."""
 _RESTORE_S: Final = 30.0

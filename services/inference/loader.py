@@ -80,6 +80,8 @@ class Loader:
             on_batch=observe,
             name=f"infer-{kept}",
             at_once_s=at_once_s,
+            alone=self.alone,
+            row_s=engine.row_s if self.alone else 0.0,
         )
         return Model(served, engine, batcher, variant)
 

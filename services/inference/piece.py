@@ -32,60 +32,97 @@ _KEYS: Final = frozenset({b"authorization", b"x-api-key"})
 _ONE: Final = re.compile(rb"/v1/(?:models/([\w.:@-]+)/)?predict")
 
 
-@dataclass(slots=True)
-class Piece:
-    """A POST to where predictions are made, its body behind it, and nothing behind that."""
+_KEPT: Final = 512
+_KEPT_BYTES: Final = 1024
 
-    data: bytes
-    body_at: int
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What was read of a head: the line and the fields of a POST to where predictions are made."""
+
     target: bytes
     v2: bool
     given_id: bytes
     """As the client sent it; empty where it sent none."""
-    keys: list[tuple[bytes, bytes]]
+    keys: tuple[tuple[bytes, bytes], ...]
     """The fields that an API key may stand in."""
-    options: list[tuple[bytes, bytes]]
+    options: tuple[tuple[bytes, bytes], ...]
     """Those that choose how it is read or who answers it."""
+    length: int
+    """Bytes of the body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A head, its body behind it, and nothing behind that."""
+
+    data: bytes
+    body_at: int
+    head: Head
+
+    @property
+    def v2(self) -> bool:
+        return self.head.v2
 
     @property
     def request_id(self) -> bytes:
-        return ids.of(((ids.HEADER, self.given_id),)) if self.given_id else ids.made_up()
+        given = self.head.given_id
+        return ids.of(((ids.HEADER, given),)) if given else ids.made_up()
 
     def one_image(self) -> tuple[str | None, bytes] | None:
         """The model's name (None: the default one) and the image, where one image and no option is all there is."""
-        if (found := _ONE.fullmatch(self.target)) is None:
+        if (found := _ONE.fullmatch(self.head.target)) is None:
             return None
-        for name, value in self.options:
+        for name, value in self.head.options:
             if name != b"content-type" or value[:10].lower() == b"multipart/":
                 return None
         model: bytes | None = found[1]
         return model.decode() if model is not None else None, self.data[self.body_at :]
 
 
+_heads: dict[bytes, Head | None] = {}
+"""Of late: a client that asks again mostly sends the same head, and to look it up is cheaper than to read it."""
+
+
 def read(data: bytes) -> Piece | None:
     """What came on a connection that was at rest; None where it has to be looked at more closely."""
-    if (head := _HEAD.match(data)) is None:
+    body_at = data.find(b"\r\n\r\n") + 4
+    written = data[:body_at]
+    try:
+        head = _heads[written]
+    except KeyError:
+        head = _head(written)
+        if len(written) <= _KEPT_BYTES:
+            if len(_heads) >= _KEPT:
+                _heads.clear()
+            _heads[written] = head
+    return None if head is None or body_at + head.length != len(data) else Piece(data, body_at, head)
+
+
+def _head(written: bytes) -> Head | None:
+    """Read a head, with the line of nothing at its end; None where it is another request's, or leaves a doubt."""
+    if (found := _HEAD.fullmatch(written)) is None:
         return None
-    body_at = head.end()
-    if data.count(b"\r\n", 0, body_at) > MAX_FIELDS + 2:  # beside them, the lines of the request and of nothing
+    if written.count(b"\r\n") > MAX_FIELDS + 2:  # beside them, the lines of the request and of nothing
         return None
     length: bytes | None = None
-    piece = Piece(data, body_at, head[1], head[2] is not None, b"", [], [])
-    for field, value in _TELLING.findall(data, 0, body_at):
+    given_id = b""
+    keys, options = [], []
+    for field, value in _TELLING.findall(written):
         name = field.lower()
         if name == b"content-length" and length is None:
             length = value.rstrip()
-        elif name == ids.HEADER and not piece.given_id:
-            piece.given_id = value.rstrip()
+        elif name == ids.HEADER and not given_id:
+            given_id = value.rstrip()
         elif name in _OPTIONS:
-            piece.options.append((name, value.rstrip()))
+            options.append((name, value.rstrip()))
         elif name in _KEYS:
-            piece.keys.append((name, value.rstrip()))
+            keys.append((name, value.rstrip()))
         elif name != b"connection" or value.rstrip().lower() != b"keep-alive":
             return None
-    if length is None or not length.isdigit() or len(length) > 9 or body_at + int(length) != len(data):
+    if length is None or not length.isdigit() or len(length) > 9:
         return None
-    return piece
+    return Head(found[1], found[2] is not None, given_id, tuple(keys), tuple(options), int(length))
 
 
 class ServerLines:

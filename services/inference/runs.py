@@ -21,15 +21,26 @@ _NEWEST: Final = 0.2
 class Runs:
     """Belongs to whoever runs: one at a time."""
 
-    def __init__(self, infer: Callable[[Images], Probabilities], *, max_batch: int) -> None:
+    def __init__(
+        self,
+        infer: Callable[[Images], Probabilities],
+        *,
+        max_batch: int,
+        clock: Callable[[], float] = time.perf_counter,
+        row_s: float = 0.0,
+    ) -> None:
+        """`clock` is what `row_s` is measured with."""
         self._infer = infer
         self._max_batch = max_batch
-        self.row_s = 0.0
-        """The mean seconds a row; 0 before the first run."""
+        self._clock = clock
+        self._begun = 0.0
+        """On that clock: when the run began."""
+        self.row_s = row_s
+        """The mean seconds a row; 0 before the first run where none are given."""
 
     def together(self, jobs: Sequence[Job], reason: Reason) -> tuple[list[Outcome], Ran]:
         """Run the jobs as one batch; each gets its own answers, and where the batch fails, its own failure."""
-        started = time.perf_counter()
+        started = self._begin()
         outcomes: list[Outcome]
         try:
             answers = self._answers([job.images for job in jobs])
@@ -52,7 +63,7 @@ class Runs:
         Args:
             since: when each of them was ready, on time.perf_counter's clock.
         """
-        started = time.perf_counter()
+        started = self._begin()
         try:
             answers = self._answers(images)
         except Exception:  # noqa: BLE001 - as jobs they are run alone and the failure is logged
@@ -60,6 +71,10 @@ class Runs:
         ended = time.perf_counter()
         rows = [len(one) for one in images]
         return answers, self._ran(started, ended, "idle", list(zip(rows, since, strict=True)))
+
+    def _begin(self) -> float:
+        self._begun = self._clock()
+        return time.perf_counter()
 
     def _answers(self, images: Sequence[Images]) -> Probabilities:
         batch = images[0] if len(images) == 1 else np.concatenate(images)
@@ -83,6 +98,6 @@ class Runs:
         """What is told of a run of so many rows, ready since then, of each request."""
         rows = sum(count for count, _ in parts)
         newest = _NEWEST if self.row_s else 1.0
-        self.row_s += newest * ((ended - started) / rows - self.row_s)
+        self.row_s += newest * ((self._clock() - self._begun) / rows - self.row_s)
         told: Reason = "full" if rows >= self._max_batch else reason
         return Ran(rows, told, ended - started, tuple(started - since for _, since in parts))

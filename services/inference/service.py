@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import uvicorn.config
 from starlette.exceptions import HTTPException
 
 from contracts.errors import RecipeError
-from services.inference import keys, otlp, settings, supervisor
+from services.inference import door, keys, otlp, settings, supervisor
 from services.inference.app import Application, Front
 from services.inference.bento import Parts
+from services.inference.connection import Connection
 
 try:
     _READ = settings.read()  # BentoML wants the workers in the declaration; the rest is read again at the start,
@@ -30,6 +32,7 @@ except RecipeError as error:
 
 # BentoML passes no protocol, so uvicorn looks up this entry.
 uvicorn.config.HTTP_PROTOCOLS["auto"] = "services.inference.connection:Connection"
+door.attend(partial(setattr, Connection, "door"))
 app = Application()
 
 

@@ -1,9 +1,9 @@
 """The watcher: one thread that follows the registry and brings new champions and challengers to the models.
 
-Everything slow happens here, beside the serving: asking, downloading, verifying, loading, warming, the golden images.
-Only the finished model is handed to the event loop. A version that fails any step is put in quarantine with the
-reason, here and as a tag in the registry, and not tried again before it changes or the tag is taken off; what is
-served stays.
+Everything slow happens here, beside the serving: verifying, loading, warming, the golden images. What is asked of the
+registry and fetched from it, a process of its own does. Only the finished model is handed to the event loop. A version
+that fails any step is put in quarantine with the reason, here and as a tag in the registry, and not tried again before
+it changes or the tag is taken off; what is served stays.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from contracts.errors import BundleError, DeviceError, RegistryError, StrideErro
 from contracts.registry import BUNDLE_DIGEST, BUNDLE_URI, Quarantine, Rollout
 from services.inference import logs
 from services.inference import provider as providers
-from services.inference.loader import Loader, settle_memory, step_back
+from services.inference.loader import Loader, step_back
 from services.inference.metrics import Metrics
 from services.inference.model import Quarantined, slot
 from services.inference.models import Models
-from services.inference.registry import Registered, Registry, Wanted, shown
+from services.inference.registry import Registered, Wanted, shown
+from services.inference.registry_process import RegistryProcess
 from services.inference.settings import Settings
 from services.inference.store import Served, Store
 from services.inference.variants import Variant
@@ -55,7 +56,7 @@ class Watcher:
         self._metrics = metrics
         self._loop = loop
         self._store = Store(settings.home / "serving")
-        self._registry = Registry(settings.tracking_uri)
+        self._registry = RegistryProcess(settings.tracking_uri)
         # By slot: a champion's is its name, a challenger has one beside it.
         self._served: dict[str, Served] = {}
         self._failed: dict[str, _Failed] = {}
@@ -82,6 +83,7 @@ class Watcher:
     def stop(self) -> None:
         self._stop.set()
         self._wake.set()
+        self._registry.end()
 
     async def look_again(self) -> None:
         """Wait for a look at the registry that has not begun yet; what it finds is served or refused by then."""
@@ -152,11 +154,10 @@ class Watcher:
 
     def _follow(self) -> None:
         """One look at the registry."""
-        first = not self._served
         try:
             found = self._registry.look(self._settings.names, self._settings.pins)
         except RegistryError as error:
-            if not self._away:
+            if not self._away and not self._stop.is_set():
                 logs.warning("registry_away", reason=error.message)
             self._away = True
             self._tell(partial(setattr, self._models, "registry_error", error.message))
@@ -171,8 +172,6 @@ class Watcher:
             self._challenge(registered)
         for name in self._rivals - {registered.name for registered in found}:
             self._dismiss(name)  # the whole model was deleted; its last champion stays
-        if first and self._served:
-            settle_memory()  # once more: the registry's client has been imported since
 
     def _inform(self, registered: Registered) -> None:
         """Hand over what the registry says beside the versions, when it changes."""

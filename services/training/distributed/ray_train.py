@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
-from urllib.parse import urlsplit
 
 from contracts import places
-from contracts.errors import DeviceError, FitError, RecipeError
+from contracts.errors import FitError, RecipeError
 from contracts.recipe import Recipe
 from services.training.distributed.start import answer, taken
 from services.training.distributed.workers import too_many
+from services.training.ray_cluster import connected
 from services.training.stopping import Stopping
 from services.training.train_result import TrainResult
 
 RESTARTS: Final = 3
 """How often a group is started again."""
 _PASSED_ON: Final = ("STRIDE_", "MLFLOW_", "GLOO_", "NCCL_")
-_QUIET: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-_REACHED_S: Final = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +44,7 @@ def launch(
         FitError: workers were lost, and starting them again did not help.
         Terminated, KeyboardInterrupt: SIGTERM or Ctrl-C; the fit goes on from its last checkpoint next time.
     """
-    with Stopping(), _connected(address) as there:
+    with Stopping(), connected(address, otherwise="workers of this machine") as there:
         gpus = _on_gpus(workers, int(there.get("GPU", 0)))
         cpus = int(there.get("CPU", 0)) // workers
         if cpus < 1:
@@ -128,40 +124,3 @@ def _environment(*, gpus: bool) -> dict[str, str]:
         "STRIDE_DEVICE": "cuda" if gpus else "cpu",
     }
     return {**given, **there}
-
-
-@contextmanager
-def _connected(address: str) -> Iterator[dict[str, float]]:
-    """A connection to a cluster; gives what the cluster has."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    _reach(address)  # Ray itself looks for a head for minutes
-    import ray
-
-    try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
-        raise DeviceError(
-            f"RAY_ADDRESS {address!r} cannot be used ({reason}); see its logs, or unset RAY_ADDRESS."
-        ) from error
-    try:
-        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        yield there
-    finally:
-        ray.shutdown()
-
-
-def _reach(address: str) -> None:
-    if address in ("auto", "local"):
-        return
-    parts = urlsplit(address if "://" in address else f"ray://{address}")
-    try:
-        if parts.hostname is None or parts.port is None:
-            raise ValueError("no host and port")
-        socket.create_connection((parts.hostname, parts.port), timeout=_REACHED_S).close()
-    except (OSError, ValueError) as error:
-        raise DeviceError(
-            f"RAY_ADDRESS is {address!r}: no Ray cluster answers there ({error}); start one with `ray start --head`, "
-            "or unset it for workers of this machine."
-        ) from error

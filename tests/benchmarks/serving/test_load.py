@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from benchmarks.serving import arrivals, wire
+from benchmarks.serving import arrivals, load, wire
 from benchmarks.serving.load import Load, Nobody
 from benchmarks.serving.measured import LOST
 
@@ -114,7 +114,7 @@ def test_an_open_loop_counts_from_when_a_request_was_due(tiny: Start) -> None:
         return answer(body)
 
     _, port = tiny(stop_once)
-    begun = time.perf_counter()
+    begun = time.perf_counter() + load._SETTLE_S
     measured = Load(port, REQUESTS).open([number * 0.02 for number in range(50)], 1.0, connections=1)
     late = [each.done - each.due for each in measured.answers]
     assert measured.statuses() == {200: 50}

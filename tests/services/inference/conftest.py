@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,6 +157,13 @@ class Service:
                 last = f"{response.status_code} {response.text}"
             time.sleep(0.05)
         raise AssertionError(f"{path} did not answer {status} in {timeout_s} s: {last}\n{self.log.read_text()}")
+
+    def settle(self) -> None:
+        """Until the process that asks the registry has its libraries: the registry, which is away, has not answered."""
+        until = time.monotonic() + 60
+        while httpx.get(f"{self.url}/v1/models").json()["registry_error"] is None:
+            assert time.monotonic() < until, self.log.read_text()
+            time.sleep(0.05)
 
     def terminate(self) -> int:
         """SIGTERM, and the exit status; 10 s is the stated grace."""
@@ -314,6 +322,12 @@ def served(mlflow_server: Mlflow, tmp_path_factory: pytest.TempPathFactory) -> I
 def http(served: Service) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=served.url, timeout=20) as client:
         yield client
+
+
+@pytest.fixture
+def model_name(request: pytest.FixtureRequest) -> str:
+    """A registered model of the test's own."""
+    return f"model-{zlib.crc32(request.node.name.encode()):08x}"
 
 
 def free_port() -> int:

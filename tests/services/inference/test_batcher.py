@@ -81,9 +81,20 @@ async def live(batcher: Batcher, number: int, fate: Fate, rows: int) -> None:
         assert (await asked).tolist() == [[2 * number]] * rows
 
 
-@pytest.mark.parametrize(("seed", "at_once_s"), [(0, 0.0), (1, 0.0), (2, 0.0), (3, 0.01), (4, 60.0)])
+@pytest.mark.parametrize(
+    ("seed", "at_once_s", "alone"),
+    [
+        (0, 0.0, False),
+        (1, 0.0, False),
+        (2, 0.0, False),
+        (3, 0.01, False),
+        (4, 60.0, False),
+        (5, 60.0, True),
+        (6, 1e-5, True),
+    ],
+)
 def test_ten_thousand_questions_each_get_their_own_answer_whatever_happens_to_the_others(
-    seed: int, at_once_s: float
+    seed: int, at_once_s: float, alone: bool
 ) -> None:
     rng = np.random.default_rng(seed)
     count = 10_000
@@ -91,20 +102,20 @@ def test_ten_thousand_questions_each_get_their_own_answer_whatever_happens_to_th
     sizes = rng.integers(1, 5, size=count).tolist()
     computed: list[int] = []
     threads: set[int] = set()
-    alone = threading.Lock()
+    at_a_time = threading.Lock()
 
     def infer(batch: Rows) -> Rows:
-        assert alone.acquire(blocking=False)
+        assert at_a_time.acquire(blocking=False)
         try:
             threads.add(threading.get_ident())
             computed.extend(batch[:, 0, 0, 0].tolist())
             return echo(batch)
         finally:
-            alone.release()
+            at_a_time.release()
 
     async def body(make: Callable[..., Batcher]) -> None:
         ran: list[Ran] = []
-        batcher = make(infer, on_batch=ran.append, at_once_s=at_once_s)
+        batcher = make(infer, on_batch=ran.append, at_once_s=at_once_s, alone=alone)
         numbers = iter(range(1, count - 1))
 
         async def client() -> None:

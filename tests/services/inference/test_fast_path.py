@@ -65,7 +65,7 @@ class Way:
         self.fast_path = FastPath(self.models, self.metrics, self.decoder, **options)
         self.runs: list[int] = []
 
-    async def serve(self, seed: int = 1, variant: Variant = "champion") -> Model:
+    async def serve(self, seed: int = 1, variant: Variant = "champion", *, alone: bool = False) -> Model:
         engine = Engine(self._tiny(seed).bundle(self._path / variant), Provider(CPU, "a test"), threads=1, max_batch=4)
 
         def infer(batch: Any) -> Any:
@@ -74,7 +74,8 @@ class Way:
 
         loop = asyncio.get_running_loop()
         observe = lambda ran: self.metrics.ran("shapes", ran)  # noqa: E731
-        batcher = Batcher(infer, loop=loop, max_batch=4, queue_rows=64, on_batch=observe, at_once_s=60.0)
+        options = {"max_batch": 4, "queue_rows": 64, "at_once_s": 60.0, "alone": alone}
+        batcher = Batcher(infer, loop=loop, on_batch=observe, **options)
         model = Model(Served("shapes", str(seed), "0" * 64, 1), engine, batcher, variant)
         self.models.swap(model)
         return model
@@ -133,6 +134,23 @@ def test_what_comes_in_one_round_is_run_together_and_each_gets_its_own_answer(
             assert count(series, {"model": "shapes"}) == 6, series
         assert count("stride_queue_seconds_count", {"model": "shapes"}) == 6 + 1  # and the one of `know`
         assert count("stride_http_requests_total", {"route": "predict", "status": "2xx"}) == 6
+
+    run(tiny, tmp_path, body)
+
+
+def test_more_than_may_hold_up_the_loop_is_answered_in_pieces(tiny: Any, make_image: Any, tmp_path: Path) -> None:
+    async def body(way: Way) -> None:
+        model = await way.serve(alone=True)
+        model.batcher._at_once_s, model.batcher._runs.row_s = 1.0, 0.4  # two rows
+        model.batcher._runs._clock = iter(np.arange(0.0, 1e3, 0.4)).__next__  # each run takes 0.4 s
+        clients = [Client() for _ in range(3)]
+        for number, client in enumerate(clients):
+            assert way.ask(request(encode_png(make_image(number))), client)
+        await asyncio.sleep(0)
+        assert [len(client.answers) for client in clients] == [1, 1, 0]
+        await round_of_the_loop()
+        assert [len(client.answers) for client in clients] == [1, 1, 1]
+        assert way.runs == [2, 1]
 
     run(tiny, tmp_path, body)
 

@@ -61,6 +61,7 @@ def slow_service(start_service: Callable[..., Any], tiny: Any, tmp_path: Path) -
     options = {"STRIDE_DEADLINE_SECONDS": str(DEADLINE_S), "STRIDE_THREADS": "1", "STRIDE_MAX_BATCH": "8"}
     service = start_service(stored={"shapes": known}, **options)
     service.wait()
+    service.settle()
     return service
 
 
@@ -69,6 +70,7 @@ def quick_service(start_service: Callable[..., Any], tiny: Any, tmp_path: Path) 
     """The tiny graph, which costs nothing: it is the event loop that cannot do more."""
     service = start_service(stored={"shapes": tiny(1).bundle(tmp_path / "b")}, STRIDE_THREADS="1")
     service.wait()
+    service.settle()
     return service
 
 

@@ -342,6 +342,18 @@ def test_as_many_may_wait_as_can_be_begun_in_good_time(
     asyncio.run(main())
 
 
+def test_a_rush_is_what_was_begun_of_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        rounds = Rounds(monkeypatch)
+        assert rounds.backlog.rush == 0
+        await rounds.go(7, 1, 0.001)
+        assert rounds.backlog.rush == 7
+        rounds._now += 2 * WAIT_S
+        assert rounds.backlog.rush == 0
+
+    asyncio.run(main())
+
+
 def test_a_request_begins_in_no_other_ones_context(monkeypatch: pytest.MonkeyPatch) -> None:
     var: contextvars.ContextVar[str] = contextvars.ContextVar("var", default="none")
     seen: list[str] = []

@@ -6,7 +6,6 @@ import asyncio
 import shutil
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,12 +51,6 @@ def until(met: Callable[[], bool], timeout_s: float = 10) -> float:
 def serving(http: httpx.Client, name: str) -> str | None:
     found = entry(http, name).get("serving")
     return found["version"] if found else None
-
-
-@pytest.fixture
-def model_name(request: pytest.FixtureRequest) -> str:
-    """A registered model of the test's own."""
-    return f"model-{zlib.crc32(request.node.name.encode()):08x}"
 
 
 @pytest.fixture
@@ -338,5 +331,6 @@ def test_a_registry_that_cannot_be_opened_is_away_and_says_why(tmp_path: Path, u
         await asyncio.to_thread(watching._follow)
         await asyncio.sleep(0)
         assert uri in str(models.registry_error)
+        watching.stop()
 
     asyncio.run(main())

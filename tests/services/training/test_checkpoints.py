@@ -18,10 +18,10 @@ import torch
 from contracts.errors import FitError
 from contracts.recipe import Recipe
 from services.training.checkpoints import Checkpoints
-from services.training.device import Plan
 from services.training.fit_state import FitState
 from services.training.networks import ServedGraph, build
 from services.training.stopping import Stopping, Terminated
+from tests.services.training.plans import cpu_plan
 
 
 @pytest.fixture(autouse=True)
@@ -38,15 +38,7 @@ def state(tiny_recipe: Recipe) -> FitState:
     graph = ServedGraph(
         build(tiny_recipe.model, image=tiny_recipe.data.image, classes=2), output="softmax", mean=(0.0,), std=(1.0,)
     )
-    plan = Plan(
-        device="cpu",
-        device_name="cpu",
-        device_reason="test",
-        precision="fp32",
-        channels_last=True,
-        precision_reason="test",
-        threads=1,
-    )
+    plan = cpu_plan()
     return FitState.begin(graph, tiny_recipe, plan, batches=10)
 
 

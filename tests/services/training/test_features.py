@@ -15,16 +15,9 @@ from services.training.features import may_be_held
 from services.training.fit import FitResult, fit
 from services.training.networks import ServedGraph, build
 from services.training.progress import Progress
+from tests.services.training.plans import cpu_plan
 
-PLAN = Plan(
-    device="cpu",
-    device_name="cpu",
-    device_reason="test",
-    precision="fp32",
-    channels_last=True,
-    precision_reason="test",
-    threads=1,
-)
+PLAN = cpu_plan()
 
 
 class Nowhere:

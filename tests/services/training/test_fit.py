@@ -21,6 +21,7 @@ from services.training.networks import ServedGraph, build
 from services.training.optimizers import make_optimizer
 from services.training.progress import Progress
 from services.training.step import training_step
+from tests.services.training.plans import cpu_plan
 
 SPEC = ImageSpec(height=8, width=8, channels=1)
 
@@ -61,15 +62,7 @@ def recipe(output: str = "softmax", dropout: float = 0.0, **parts: Any) -> Recip
 
 
 def plan(precision: str = "fp32") -> Plan:
-    return Plan(
-        device="cpu",
-        device_name="cpu",
-        device_reason="test",
-        precision=precision,  # type: ignore[arg-type]
-        channels_last=True,
-        precision_reason="test",
-        threads=torch.get_num_threads(),
-    )
+    return cpu_plan(precision=precision, threads=torch.get_num_threads())
 
 
 def graph_of(config: Recipe, seed: int = 0) -> ServedGraph:

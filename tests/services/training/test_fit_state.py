@@ -24,24 +24,14 @@ from services.training.fit import FitResult, fit
 from services.training.fit_state import FitState
 from services.training.networks import ServedGraph, build
 from services.training.progress import Progress
+from tests.services.training.plans import EVERY_AUGMENTATION, cpu_plan
 
 SPEC = ImageSpec(height=8, width=8, channels=1)
-EVERYTHING = {
-    "flip_horizontal": True,
-    "crop_padding": 1,
-    "rotation": 20,
-    "shift": 0.1,
-    "zoom": 0.1,
-    "cutout": 2,
-    "brightness": 0.2,
-    "mixup": 0.2,
-    "cutmix": 1.0,
-}
 FIT = {"epochs": 3, "batch_size": 16, "precision": "fp32"}
 RECIPES: dict[str, dict[str, Any]] = {
     "adam": {},
     "every augmentation, mixed labels, averaged weights": {
-        "augmentation": EVERYTHING,
+        "augmentation": EVERY_AUGMENTATION,
         "fit": {**FIT, "ema": 0.99},
         "schedule": {"name": "one_cycle"},
     },
@@ -120,15 +110,7 @@ def recipe_of(parts: dict[str, Any]) -> Recipe:
 
 
 def plan_of(precision: str) -> Plan:
-    return Plan(
-        device="cpu",
-        device_name="cpu",
-        device_reason="test",
-        precision=precision,  # type: ignore[arg-type]
-        channels_last=True,
-        precision_reason="test",
-        threads=torch.get_num_threads(),
-    )
+    return cpu_plan(precision=precision, threads=torch.get_num_threads())
 
 
 def run(recipe: Recipe, precision: str = "fp32", *, resume: Snapshot | None = None, keeper: Any = None) -> Any:

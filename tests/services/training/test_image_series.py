@@ -13,11 +13,11 @@ from contracts.images import ImageSpec
 from contracts.recipe import Block, Convnet, Recipe
 from services.training import tracking
 from services.training.data.dataset import Split
-from services.training.device import Plan
 from services.training.fit import fit
 from services.training.image_series import ImageSeries, pictures, probes
 from services.training.networks import ServedGraph, build
 from services.training.progress import Progress
+from tests.services.training.plans import cpu_plan
 
 
 class Kept:
@@ -76,15 +76,7 @@ def test_a_fit_that_is_watched_ends_in_the_same_weights(make_recipe: Any) -> Non
         augmentation={"rotation": 10},
         optimizer={"lr": 0.01},
     )
-    plan = Plan(
-        device="cpu",
-        device_name="cpu",
-        device_reason="test",
-        precision="fp32",
-        channels_last=True,
-        precision_reason="test",
-        threads=torch.get_num_threads(),
-    )
+    plan = cpu_plan(threads=torch.get_num_threads())
 
     def weights(**watching: Any) -> tuple[dict[str, torch.Tensor], list[float]]:
         graph = graph_of()

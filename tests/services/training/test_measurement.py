@@ -11,17 +11,10 @@ from contracts.errors import FitError
 from services.training.device import Plan
 from services.training.measurement import Measurement, Trial, steps_per_second
 from tests.services.training.clock import Clock
+from tests.services.training.plans import cpu_plan
 
 Step = Callable[[], Tensor | float]
-PLAIN = Plan(
-    device="cpu",
-    device_name="test",
-    device_reason="test",
-    precision="fp32",
-    channels_last=False,
-    precision_reason="test",
-    threads=1,
-)
+PLAIN = cpu_plan(channels_last=False)
 FIRST = (PLAIN, replace(PLAIN, channels_last=True), replace(PLAIN, channels_last=True, precision="bf16"))
 
 

@@ -21,17 +21,10 @@ from services.training.loader import open_source
 from services.training.networks import ServedGraph, build
 from services.training.optimizers import make_optimizer
 from services.training.step import make_step, set_rate, training_step
+from tests.services.training.plans import cpu_plan
 
 SPEC = ImageSpec(height=8, width=8, channels=1)
-CPU = Plan(
-    device="cpu",
-    device_name="test",
-    device_reason="test",
-    precision="fp32",
-    channels_last=True,
-    precision_reason="test",
-    threads=1,
-)
+CPU = cpu_plan()
 CUDA = replace(CPU, device="cuda")
 OPTIMIZERS: list[dict[str, Any]] = [
     {"name": "adam"},

@@ -8,19 +8,11 @@ import torch
 
 from contracts.recipe import Recipe
 from services.training.data.dataset import Dataset
-from services.training.device import Plan
 from services.training.networks import ServedGraph, build
 from services.training.trial import make_trial
+from tests.services.training.plans import cpu_plan
 
-PLAN = Plan(
-    device="cpu",
-    device_name="cpu",
-    device_reason="test",
-    precision="fp32",
-    channels_last=True,
-    precision_reason="test",
-    threads=1,
-)
+PLAN = cpu_plan()
 
 
 def graph_of(recipe: Recipe) -> ServedGraph:

@@ -98,6 +98,7 @@ def _attack(plain: Any) -> Iterator[Attack]:
     with httpx.Client(base_url=plain.url, timeout=20) as http:
         for _ in range(50):  # the memory of a service that has been used
             http.post("/v1/predict", content=GOOD)
+        plain.settle()
         processes = family(plain)
         memory = sum(process.memory_info().rss for process in processes)
         yield Attack(plain, http, memory, plain.log.stat().st_size, [process.pid for process in processes])

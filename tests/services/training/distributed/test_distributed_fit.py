@@ -14,24 +14,16 @@ from contracts.errors import Diverged
 from contracts.images import ImageSpec
 from contracts.recipe import Recipe, parse
 from services.training.data.dataset import Split
-from services.training.device import Plan
 from services.training.distributed.workers import WorkerLost, Workers
 from services.training.fit import fit
 from services.training.group import ALONE, Group
 from services.training.networks import ServedGraph, build
 from services.training.progress import Progress
 from tests.services.training.distributed.conftest import Together
+from tests.services.training.plans import EVERY_AUGMENTATION, cpu_plan
 
 SPEC = ImageSpec(height=8, width=8, channels=1)
-PLAN = Plan(
-    device="cpu",
-    device_name="cpu",
-    device_reason="test",
-    precision="fp32",
-    channels_last=True,
-    precision_reason="test",
-    threads=1,
-)
+PLAN = cpu_plan()
 Outcome = tuple[dict[str, torch.Tensor], list[dict[str, float]]]
 
 
@@ -92,24 +84,12 @@ DROPOUT = {
     "blocks": [{"filters": 6, "padding": "same", "dropout": 0.2}],
     "head": {"units": [12], "dropout": 0.4},
 }
-AUGMENTED = {
-    "flip_horizontal": True,
-    "crop_padding": 1,
-    "rotation": 20,
-    "shift": 0.1,
-    "zoom": 0.1,
-    "cutout": 2,
-    "brightness": 0.2,
-    "contrast": 0.2,
-    "mixup": 0.2,
-    "cutmix": 1.0,
-}
 FIT = {"epochs": 2, "batch_size": 32, "precision": "fp32", "restore_best": False}
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "batch norm": {"model": BATCH_NORM},
     "dropout": {"model": DROPOUT},
-    "augmented": {"augmentation": AUGMENTED},
+    "augmented": {"augmentation": EVERY_AUGMENTATION},
     "clipped, averaged, scheduled, stopped": {
         "optimizer": {"name": "adamw", "lr": 3e-3, "weight_decay": 0.01},
         "schedule": {"name": "plateau", "patience": 1, "min_delta": 0.5},
