@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-ROUND: Final = 16
-"""Requests begun in one round. A batch of so many has most of what a larger one saves, and its activations stay in a
-core's cache; and the fewer there are, the sooner the others are refused and new connections taken."""
+ROUND: Final = 32
+"""Requests begun in one round: a batch of so many has all that a larger one saves, and its activations stay in a core's
+cache; and the fewer there are, the sooner the others are refused and new connections are let in."""
 WAIT_S: Final = 0.1
 """How long a request may wait for its turn."""
 LEAST: Final = 64
