@@ -121,13 +121,13 @@ class Batcher:
         """
         # What was given up by its client is released at once, but holds its memory until the thread comes to it.
         before = max(self.rows, self._submitted - self._settled)
-        retry = max(1.0, before * self._runs.row_s)
+        retry = max(1.0, before * self._runs.waited_s)
         if before + rows > self._queue_rows:
             waiting = f"{before} images are waiting, {self._queue_rows} is the limit"
             raise Overloaded(f"the queue is full: {waiting}; try again in {retry:.0f} s.", retry_after_s=retry)
         # The first in line is always taken: its run is what corrects a mean that has become too large.
-        if before and (before + rows) * self._runs.row_s > _MARGIN * within_s:
-            waiting = f"{before} images are waiting, about {before * self._runs.row_s:.1f} s of work"
+        if before and (before + rows) * self._runs.waited_s > _MARGIN * within_s:
+            waiting = f"{before} images are waiting, about {before * self._runs.waited_s:.1f} s of work"
             detail = f"the deadline would pass: {waiting}; try again in {retry:.0f} s."
             raise Overloaded(detail, retry_after_s=retry, reason="would_be_late")
 
@@ -157,6 +157,8 @@ class Batcher:
                 self._loop.call_soon(self._run_near, context=self._nowhere)
             self._near.append(job)
         else:
+            if self._patient:  # in the order in which they came
+                self._give_up_waiting()
             self._inbox.put(job)
         self._submitted += len(images)
         return future
@@ -200,22 +202,30 @@ class Batcher:
         """Whether so many rows hold up the loop for no longer than may be; of the first ones nobody knows."""
         return 0.0 < rows * self._runs.row_s <= self._at_once_s
 
-    def _run_near(self) -> None:
-        """Run what came in the last round of the loop: here if that is quick, in the thread if not."""
+    def _run_near(self, *, waited: bool = False) -> None:
+        """Run what came in the last round of the loop: here if that is quick, in the thread if not.
+
+        Args:
+            waited: it has waited for the thread already.
+        """
         near, self._near = self._near, []
+        self._patient = False
         rows = sum(len(job.images) for job in near)
         idle = self._submitted - rows == self._settled
         if idle and self._alone:
             self._run_piece(near)
         elif idle and self._quick(rows):
             self._run_here(near)
-        elif self._alone and not self._patient:
-            self._near, self._patient = near, True
-            return
         else:
-            for job in near:
-                self._inbox.put(job)
-        self._patient = False
+            self._near, self._patient = near, self._alone and not waited
+            if not self._patient:
+                self._give_up_waiting()
+
+    def _give_up_waiting(self) -> None:
+        """Give what is near to the thread."""
+        for job in self._near:
+            self._inbox.put(job)
+        self._near, self._patient = [], False
 
     def _run_piece(self, near: list[Job]) -> None:
         """Run as many of the jobs as may hold up the loop at once, and the others in its next round."""
@@ -250,7 +260,7 @@ class Batcher:
             batch, held, stop = self._gather(job, self._arrived, self._deliver)
             if batch:
                 self._run(batch, "full" if held is not None else "idle" if idle else "gathered", self._deliver)
-            else:
+            elif self._alone:
                 self._deliver([], None)  # what is near may wait for it
             if stop:
                 return
@@ -304,7 +314,8 @@ class Batcher:
         try:
             self._loop.call_soon_threadsafe(self._settle, outcomes, ran)
         except RuntimeError:  # the loop is closed: the process ends, and nobody waits any more
-            logs.warning("answers_dropped", requests=len(outcomes))
+            if outcomes:
+                logs.warning("answers_dropped", requests=len(outcomes))
 
     def _settle(self, outcomes: list[Outcome], ran: Ran | None) -> None:
         for job, outcome in outcomes:
@@ -317,4 +328,4 @@ class Batcher:
         if ran is not None:
             self._on_batch(ran)
         if self._patient:
-            self._run_near()
+            self._run_near(waited=True)

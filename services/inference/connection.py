@@ -33,6 +33,8 @@ _LINGER_BYTES: Final = 16 * 1024 * 1024
 """How long, and how much, a client may go on sending of a body that has been refused before it reads that."""
 _ENTRANTS: Final = 4
 """New connections let in at once for each request of a round: most of a crowd is refused, which costs little."""
+_CROWD: Final = 8
+"""Requests of a round from which on the loop has much to do."""
 _SWEEP_S: Final = 0.25
 """Between two looks for connections whose time is over: a timer for each request would cost more."""
 
@@ -70,7 +72,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
         super().connection_made(transport)
-        if self.door is not None and not self.brought and (rush := self.backlog.rush):
+        if self.door is not None and not self.brought and (rush := self.backlog.rush) >= _CROWD:
             self.door.let_in(_ENTRANTS * rush, self._another)
         Connection._all = self.connections
         self._moved = False

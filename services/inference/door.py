@@ -37,6 +37,11 @@ class Door:
                     self._coming.add(task)
                     task.add_done_callback(self._coming.discard)
 
+    async def close(self) -> None:
+        """Wait for those who are on the threshold: the server ends what it knows of."""
+        if self._coming:
+            await asyncio.wait(self._coming)
+
     async def _bring(
         self, loop: asyncio.AbstractEventLoop, make: Callable[[], asyncio.Protocol], sock: socket.socket
     ) -> None:
@@ -50,12 +55,18 @@ def attend(tell: Callable[[Door | None], None]) -> None:
     """Have the server that BentoML makes in this process tell of its door, and of none when it stops listening."""
 
     class Attended(uvicorn.Server):
+        door: Door | None = None
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            tell(Door(sockets or ()))
+            if not self.config.is_ssl:  # whose handshake is libuv's connection's alone
+                self.door = Door(sockets or ())
+                tell(self.door)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             tell(None)
+            if self.door is not None:
+                await self.door.close()
             await super().shutdown(sockets)
 
     uvicorn.Server = Attended  # type: ignore[misc]

@@ -133,6 +133,7 @@ class Engine:
         least = CUDA_TOLERANCE if self.provider.name == CUDA else CPU_TOLERANCE
         tolerance = max(least, chosen.tolerance)
         largest = 0.0
+        self.row_s = math.inf  # of this graph, not of one that was refused
         for golden, expected in zip(manifest.golden, chosen.golden, strict=True):
             try:
                 image = images.decode(self.bundle.read(golden.file), manifest.input)

@@ -87,9 +87,9 @@ class FastPath:
         found = piece.one_image()
         if found is None or len(found[1]) > self._max_bytes or (model := self._models.alone(found[0])) is None:
             return None
-        # To be given back later would cost both ways.
+        # To be given back later would cost both ways; and what waits here, no limit of the queue would see.
         rows = min(max(len(self._round) + 1, together), model.engine.max_batch)
-        if not model.batcher.takes_now(rows):
+        if rows > model.batcher.piece or not model.batcher.takes_now(rows):
             return None
         if self._keys is not None:
             try:
@@ -118,11 +118,9 @@ class FastPath:
             if model is None:
                 _give_back(together)
                 continue
-            piece = model.batcher.piece
-            self._answer(model, together[:piece], server)
-            self._round += together[piece:]
-        if self._round:  # one piece holds up the loop for long enough
-            asyncio.get_running_loop().call_soon(self._answer_round, server, context=self._nowhere)
+            most = model.engine.max_batch
+            for at in range(0, len(together), most):
+                self._answer(model, together[at : at + most], server)
 
     def _answer(self, model: Model, together: list[Asked], server: Fields) -> None:
         if not model.batcher.takes_now(len(together)):

@@ -29,14 +29,16 @@ class Runs:
         clock: Callable[[], float] = time.perf_counter,
         row_s: float = 0.0,
     ) -> None:
-        """`clock` is what `row_s` is measured with."""
+        """`clock` is what `row_s` is measured with, and `row_s` what is expected of the first run."""
         self._infer = infer
         self._max_batch = max_batch
         self._clock = clock
         self._begun = 0.0
         """On that clock: when the run began."""
         self.row_s = row_s
-        """The mean seconds a row; 0 before the first run where none are given."""
+        """The mean seconds a row on that clock; 0 before the first run where none are given."""
+        self.waited_s = row_s
+        """The same on the wall's: what a row makes the others wait."""
 
     def together(self, jobs: Sequence[Job], reason: Reason) -> tuple[list[Outcome], Ran]:
         """Run the jobs as one batch; each gets its own answers, and where the batch fails, its own failure."""
@@ -99,5 +101,6 @@ class Runs:
         rows = sum(count for count, _ in parts)
         newest = _NEWEST if self.row_s else 1.0
         self.row_s += newest * ((self._clock() - self._begun) / rows - self.row_s)
+        self.waited_s += newest * ((ended - started) / rows - self.waited_s)
         told: Reason = "full" if rows >= self._max_batch else reason
         return Ran(rows, told, ended - started, tuple(started - since for _, since in parts))

@@ -231,6 +231,8 @@ class Watcher:
                 self._mark(wanted, None)
 
     def _refuse(self, wanted: Wanted, variant: Variant, error: Exception, attempts: int) -> None:
+        if self._stop.is_set():  # the service has ended the process that fetches: the version may be a good one
+            return
         # What is wrong with the bundle stays wrong; what is wrong with the way to it may pass.
         if not isinstance(error, StrideError | OSError):
             logs.failure("load_failed", error, model=slot(wanted.name, variant), version=wanted.version)

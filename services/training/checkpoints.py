@@ -36,6 +36,7 @@ from contracts.errors import FitError
 from services.training import checkpoint_file
 from services.training.checkpoint_file import Snapshot
 from services.training.fit_state import FitState
+from services.training.helpers import beside_the_fit
 from services.training.stopping import Stopping
 
 _KEPT: Final = 2
@@ -81,7 +82,9 @@ class Checkpoints:
         self._unreadable: set[Path] = set()
         self._every_s, self._share = every_s, share
         self._stopping = stopping or Stopping()
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stride-checkpoints")
+        self._writer = ThreadPoolExecutor(
+            max_workers=1, thread_name_prefix="stride-checkpoints", initializer=beside_the_fit
+        )
         self._writing: Future[None] | None = None
         self._last = time.perf_counter()
         self._cost_s = 0.0

@@ -272,7 +272,7 @@ def test_who_would_miss_the_deadline_is_refused_at_once_but_never_the_first_in_l
             return echo(batch)
 
         batcher = make(slow)
-        batcher._runs.row_s = 0.1
+        batcher._runs.waited_s = 0.1
         batcher.admit(40, within_s=1)  # nobody is before it
         with pytest.raises(Overloaded, match=r"the deadline would pass: 40 images are waiting, about 4\.0 s"):
             batcher.admit(1, within_s=1)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from contracts.errors import Overloaded
 from services.inference.batch import Ran
 from services.inference.batcher import Batcher
 from tests.services.inference.test_batcher import Rows, ask, echo, question, run
@@ -45,7 +46,7 @@ def test_what_comes_while_the_thread_has_something_slow_is_run_on_the_loop_after
 
 
 def test_what_is_near_does_not_wait_behind_all_that_is_slow() -> None:
-    """Slow things may come without end; then the thread takes the quick ones in their turn."""
+    """Slow things may come without end; the thread takes the quick ones in their turn."""
     numbers: list[int] = []
     go, busy = threading.Event(), threading.Event()
 
@@ -68,7 +69,7 @@ def test_what_is_near_does_not_wait_behind_all_that_is_slow() -> None:
         batcher.release(4)
 
     run(body)
-    assert sorted(numbers) == [1, 2, 3, 4, 9]
+    assert numbers == [1, 2, 9, 3, 4]
 
 
 @pytest.mark.parametrize("fate", ["cancelled", "late"])
@@ -131,6 +132,23 @@ def test_what_a_row_costs_is_processor_time_for_the_neighbours_cost_the_rest() -
 
     run(body)
     assert all(ran_here)
+
+
+def test_what_a_row_makes_others_wait_is_told_by_the_clock() -> None:
+    def infer(batch: Rows) -> Rows:
+        time.sleep(0.05)  # as a neighbour on the same core would make it
+        return echo(batch)
+
+    async def body(make: Callable[..., Batcher]) -> None:
+        batcher = make(infer, at_once_s=0.03, alone=True, row_s=1e-4)
+        for number in range(20):
+            await ask(batcher, question(number))
+        batcher.admit(30)
+        with pytest.raises(Overloaded, match="the deadline would pass"):
+            batcher.check(1, within_s=1.0)
+        batcher.release(30)
+
+    run(body)
 
 
 def test_a_row_that_is_slow_by_itself_goes_through_the_thread() -> None:

@@ -138,19 +138,21 @@ def test_what_comes_in_one_round_is_run_together_and_each_gets_its_own_answer(
     run(tiny, tmp_path, body)
 
 
-def test_more_than_may_hold_up_the_loop_is_answered_in_pieces(tiny: Any, make_image: Any, tmp_path: Path) -> None:
+def test_more_than_may_hold_up_the_loop_goes_the_usual_way_where_a_limit_counts_it(
+    tiny: Any, make_image: Any, tmp_path: Path
+) -> None:
     async def body(way: Way) -> None:
         model = await way.serve(alone=True)
         model.batcher._at_once_s, model.batcher._runs.row_s = 1.0, 0.4  # two rows
-        model.batcher._runs._clock = iter(np.arange(0.0, 1e3, 0.4)).__next__  # each run takes 0.4 s
         clients = [Client() for _ in range(3)]
-        for number, client in enumerate(clients):
-            assert way.ask(request(encode_png(make_image(number))), client)
-        await asyncio.sleep(0)
-        assert [len(client.answers) for client in clients] == [1, 1, 0]
+        asked = [way.ask(request(encode_png(make_image(number))), client) for number, client in enumerate(clients)]
+        assert [one is not None for one in asked] == [True, True, False]
+        piece = read(request(encode_png(make_image(3))))
+        assert piece is not None
+        assert way.fast_path.take(piece, clients[2], together=3) is None
         await round_of_the_loop()
-        assert [len(client.answers) for client in clients] == [1, 1, 1]
-        assert way.runs == [2, 1]
+        assert [len(client.answers) for client in clients] == [1, 1, 0]
+        assert way.runs == [2]
 
     run(tiny, tmp_path, body)
 
@@ -247,7 +249,11 @@ def test_of_more_than_may_hold_up_the_loop_only_so_many_are_taken(tiny: Any, mak
         assert piece is not None
         await round_of_the_loop()
         model.batcher._runs.row_s = 25.0
+        piece = read(request(encode_png(make_image(3))))
+        assert piece is not None
         assert way.fast_path.take(piece, Client(), together=2) is not None
+        piece = read(request(encode_png(make_image(3))))
+        assert piece is not None
         assert way.fast_path.take(piece, Client(), together=64) is None
 
     run(tiny, tmp_path, body)

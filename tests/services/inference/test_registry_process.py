@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +66,27 @@ def test_a_process_that_was_killed_is_told_of_and_the_next_question_has_another(
     assert child_of(asked).pid != first.pid
 
 
-def test_an_end_stops_a_question_that_hangs_and_every_later_one(asked: RegistryProcess) -> None:
-    asked.look(("nobody",), {})
-    child = child_of(asked)
-    asked.end()
+def test_an_end_stops_a_question_that_hangs_and_every_later_one() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as elsewhere:
+        asked = RegistryProcess(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        hanging = elsewhere.submit(asked.look, ("nobody",), {})
+        connection, _ = silent.accept()  # it has asked, and will hear nothing
+        child = child_of(asked)
+        asked.end()
+        with pytest.raises(RegistryError, match="has ended"):
+            hanging.result(timeout=10)
+        connection.close()
     assert not child.is_running()
     with pytest.raises(RegistryError, match="the service ends"):
         asked.look(("nobody",), {})
+
+
+def test_no_password_stands_where_everybody_may_read_it() -> None:
+    asked = RegistryProcess("http://anna:hidden@127.0.0.1:9")
+    with pytest.raises(RegistryError, match="does not answer"):
+        asked.look(("nobody",), {})
+    assert "hidden" not in " ".join(child_of(asked).cmdline())
+    asked.end()
 
 
 def test_it_leaves_what_the_service_is_told_to_the_service_and_serving_goes_first(asked: RegistryProcess) -> None:
@@ -83,18 +99,26 @@ def test_it_leaves_what_the_service_is_told_to_the_service_and_serving_goes_firs
     assert child.nice() > os.getpriority(os.PRIO_PROCESS, 0)
 
 
-def test_it_does_not_outlive_a_worker_that_is_killed(mlflow_server: Any) -> None:
-    code = (
-        "import time\nfrom services.inference.registry_process import RegistryProcess\n"
-        f"asked = RegistryProcess({mlflow_server.url!r})\nasked.look(('nobody',), {{}})\n"
-        "print(asked._process.pid, flush=True)\ntime.sleep(60)\n"
-    )
-    worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
-    assert worker.stdout is not None
-    child = psutil.Process(int(worker.stdout.readline()))
-    worker.kill()
-    worker.communicate()
-    until = time.monotonic() + 20
-    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+@pytest.mark.parametrize("hangs", [False, True], ids=["idle", "amid a question"])
+def test_it_does_not_outlive_a_worker_that_is_killed(hangs: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        code = (
+            "import sys, threading, time\nfrom services.inference.registry_process import RegistryProcess\n"
+            f"asked = RegistryProcess('http://127.0.0.1:{silent.getsockname()[1]}')\n"
+            f"what = (lambda: asked.look(('nobody',), {{}})) if {hangs} else asked._running\n"
+            "threading.Thread(target=what).start()\n"
+            "while asked._process is None: time.sleep(0.01)\n"
+            "print(asked._process.pid, flush=True)\ntime.sleep(60)\n"
+        )
+        worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
+        assert worker.stdout is not None
+        child = psutil.Process(int(worker.stdout.readline()))
+        talking = silent.accept()[0] if hangs else None
+        worker.kill()
+        worker.communicate()
+        until = time.monotonic() + 30
+        while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        if talking is not None:
+            talking.close()
