@@ -89,9 +89,8 @@ class RegistryProcess:
                     stdout=subprocess.PIPE,
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
                 )
-                _write(
-                    [self.uri, os.getpid()], cast("BinaryIO", process.stdin)
-                )  # not in its command line, which everybody may read
+                # Not in its command line, which everybody may read.
+                _write([self.uri, os.getpid()], cast("BinaryIO", process.stdin))
             except OSError as error:
                 reason = f"{error.strerror or error}"
                 raise RegistryError(f"the process that asks the registry cannot be started ({reason}).") from error

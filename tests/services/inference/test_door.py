@@ -76,7 +76,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], uvicorn.Server]:
 
 def test_a_busy_loop_takes_a_crowd_in_a_few_rounds(server: Callable[[Any], uvicorn.Server]) -> None:
     """Counted in rounds of requests, not in time."""
-    begun: list[bytes] = []
+    begun: list[str] = []
     crowd, busy = 64, 16
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

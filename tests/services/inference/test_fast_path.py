@@ -74,7 +74,7 @@ class Way:
 
         loop = asyncio.get_running_loop()
         observe = lambda ran: self.metrics.ran("shapes", ran)  # noqa: E731
-        options = {"max_batch": 4, "queue_rows": 64, "at_once_s": 60.0, "alone": alone}
+        options: dict[str, Any] = {"max_batch": 4, "queue_rows": 64, "at_once_s": 60.0, "alone": alone}
         batcher = Batcher(infer, loop=loop, on_batch=observe, **options)
         model = Model(Served("shapes", str(seed), "0" * 64, 1), engine, batcher, variant)
         self.models.swap(model)
