@@ -30,6 +30,8 @@ PNG = encode_png(np.zeros((8, 8, 1), dtype=np.uint8))
 REQUEST = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(PNG), PNG)
 DEADLINE_S = 1.0
 ROUNDS = 3
+QUIET = {"STRIDE_POLL_SECONDS": "60"}
+"""The process that asks the registry counts to the service, and asks three times a second in other tests."""
 SECONDS = 3.0
 
 
@@ -59,7 +61,7 @@ def slow_service(start_service: Callable[..., Any], tiny: Any, tmp_path: Path) -
     """One thread for the graph, so that it is the graph that cannot do more, and not the event loop."""
     known = tiny(1).bundle(tmp_path / "b", model=heavy(tiny))
     options = {"STRIDE_DEADLINE_SECONDS": str(DEADLINE_S), "STRIDE_THREADS": "1", "STRIDE_MAX_BATCH": "8"}
-    service = start_service(stored={"shapes": known}, **options)
+    service = start_service(stored={"shapes": known}, **options, **QUIET)
     service.wait()
     service.settle()
     return service
@@ -68,7 +70,7 @@ def slow_service(start_service: Callable[..., Any], tiny: Any, tmp_path: Path) -
 @pytest.fixture
 def quick_service(start_service: Callable[..., Any], tiny: Any, tmp_path: Path) -> Any:
     """The tiny graph, which costs nothing: it is the event loop that cannot do more."""
-    service = start_service(stored={"shapes": tiny(1).bundle(tmp_path / "b")}, STRIDE_THREADS="1")
+    service = start_service(stored={"shapes": tiny(1).bundle(tmp_path / "b")}, STRIDE_THREADS="1", **QUIET)
     service.wait()
     service.settle()
     return service
