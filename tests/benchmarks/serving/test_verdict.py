@@ -61,7 +61,7 @@ def good() -> dict[str, Any]:
             "stride-tuned": server("Stride, tuned graph", turn(3000, cpu_ms=0.3)),
             "starlette": server("Starlette", *(turn(rate, cpu_ms=0.6) for rate in (1700, 9000, 1600))),
         },
-        "floor": {"fp32": {"title": "bare", "turns": [{"png_cpu_s": 3.5e-4, "png_wall_s": 3.5e-4}]}},
+        "floor": {"fp32": {"title": "bare", "turns": [{"png_cpu_s": 2e-4, "png_wall_s": 2e-4}]}},
         "tensors": {"stride": dict(tensors), "stride-tuned": dict(tensors)},
         "swaps": {
             "wanted": 20,
@@ -127,15 +127,10 @@ def test_a_figure_beyond_its_bar_misses_that_bar_alone(path: str, value: object,
     assert held(bars(results)) is not bool(what)
 
 
-def test_processor_time_is_held_to_what_bare_onnxruntime_takes_on_the_same_machine() -> None:
+def test_what_bare_onnxruntime_takes_on_the_same_machine_stands_beside_processor_time() -> None:
     results = good()
-    results["floor"]["fp32"]["turns"] = [{"png_cpu_s": value} for value in (7e-4, 7e-4, 1e-4)]  # half the speed
-    change(results, "servers/stride-tuned/turns/0/closed/1/cpu_ms", 0.71)
-    bar = found(results, "one PNG a request, int8")
-    assert bar.held
-    assert bar.wanted.endswith("it takes 0.700 here: <= 0.720 ms")
-    change(results, "servers/stride-tuned/turns/0/closed/1/cpu_ms", 0.73)
-    assert found(results, "one PNG a request, int8").held is False
+    results["floor"]["fp32"]["turns"] = [{"png_cpu_s": value} for value in (7e-4, 7e-4, 1e-4)]
+    assert found(results, "one PNG a request, int8").found.endswith("; bare onnxruntime in fp32 0.700")
 
 
 def test_one_peer_that_is_faster_at_one_number_of_connections_misses_that_bar() -> None:
@@ -179,7 +174,7 @@ def test_the_report_tells_bars_losses_spread_setups_and_what_is_missing() -> Non
     results["servers"]["starlette"]["turns"][0]["memory"] = 30e6
     results["servers"]["starlette"]["turns"][1]["memory"] = 30e6
     text = report.render(results)
-    assert "| CPU a prediction, one PNG a request, fp32 | <= 0.60 ms where bare onnxruntime takes 0.35; it" in text
+    assert "| CPU a prediction, one PNG a request, fp32 | <= 0.60 ms |" in text
     assert "2,100 (2,000–2,200)" in text
     assert "- resident memory: Starlette 30.0 MB; Stride 100 MB" in text
     assert "**Left out: no environment: ray cannot be installed.**" in text

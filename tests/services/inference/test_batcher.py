@@ -6,59 +6,19 @@ import asyncio
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import Literal, get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from contracts.errors import Overloaded
 from services.inference.batch import Ran
 from services.inference.batcher import Batcher
 from services.inference.errors import InferenceFailed
-
-Rows = NDArray[Any]
-
-
-def question(number: int, rows: int = 1) -> Rows:
-    """Rows that hold the number, so that an answer can be told from every other."""
-    return np.full((rows, 1, 1, 1), number, dtype=np.int64)
-
-
-def echo(batch: Rows) -> Rows:
-    if (batch < 0).any():
-        raise ValueError("a row that the model cannot compute")
-    return batch.reshape(len(batch), 1) * 2
-
-
-def run(body: Callable[[Callable[..., Batcher]], Awaitable[None]]) -> None:
-    async def main() -> None:
-        made: list[Batcher] = []
-
-        def make(infer: Callable[[Rows], Rows] = echo, **options: Any) -> Batcher:
-            loop = asyncio.get_running_loop()
-            made.append(Batcher(infer, loop=loop, **{"max_batch": 16, "queue_rows": 20_000, **options}))
-            return made[-1]
-
-        await body(make)
-        for batcher in made:
-            batcher.close()
-            await asyncio.to_thread(batcher.thread.join, 5)
-            assert not batcher.thread.is_alive()
-
-    asyncio.run(main())
-
-
-async def ask(batcher: Batcher, rows: Rows, deadline_s: float = 30) -> Rows:
-    batcher.admit(len(rows))
-    try:
-        return await batcher.submit(rows, expires=time.perf_counter() + deadline_s)
-    finally:
-        batcher.release(len(rows))
-
+from tests.services.inference.questions import Rows, ask, echo, question, run
 
 Fate = Literal["answered", "fails", "cancelled at once", "cancelled later", "expired"]
 

@@ -12,7 +12,7 @@ import pytest
 from contracts.errors import Overloaded
 from services.inference.batch import Ran
 from services.inference.batcher import Batcher
-from tests.services.inference.test_batcher import Rows, ask, echo, question, run
+from tests.services.inference.questions import Rows, ask, echo, question, run
 
 
 def test_what_comes_while_the_thread_has_something_slow_is_run_on_the_loop_after_it() -> None:

@@ -8,13 +8,11 @@ import torch
 
 from contracts.errors import DeviceError
 from services.training.device import Candidate, Plan, choose_device
+from tests.services.training.plans import cpu_plan
 
-PLAN = Plan(
-    device="cpu",
+PLAN = cpu_plan(
     device_name="a processor",
-    device_reason="test",
     precision="bf16",
-    channels_last=True,
     precision_reason="measured",
     threads=2,
     candidates=(
