@@ -51,7 +51,13 @@ def reusing_memory() -> Iterator[bool]:
             if _users == 0:
                 libc.mallopt(_M_TRIM_THRESHOLD, _TRIM)
                 libc.mallopt(_M_MMAP_MAX, _MAPPED)
-                libc.malloc_trim(0)
+                give_back()
+
+
+def give_back() -> None:
+    """Give back what is free now, also while freed memory is kept: between two kinds of work that need other sizes."""
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
 
 
 @functools.cache

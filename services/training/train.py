@@ -13,6 +13,7 @@ import torch
 from contracts.errors import Diverged
 from contracts.recipe import Recipe
 from services.training import runs
+from services.training.allocator import give_back
 from services.training.calibration import calibrate, predict_both
 from services.training.checkpoint_directory import discard_checkpoints, identity_of, open_checkpoints
 from services.training.checkpoint_file import Snapshot
@@ -73,6 +74,7 @@ def train(
     recipe = pin(recipe)
     with Stopping() as stopping:
         dataset = load(recipe.data)
+        give_back()  # what was read, unpacked and compared
         group.tell(invitation(recipe, dataset))
         identity = identity_of(recipe, dataset, device, tags)
         if not force and (reused := _finished(recipe, dataset, tags)) is not None:
@@ -160,8 +162,10 @@ def _fit_and_log(
                 resume=resume,
                 group=group,
             )
+            give_back()  # a step's memory; no more of them are taken
             series.log(result.best_epoch, graph)  # the weights that were kept
         calibration = calibrate(graph, dataset.validation)
+        give_back()
         graph.to("cpu").to(memory_format=torch.contiguous_format)
         runs.save(run, recipe=recipe, labels=dataset.labels, graph=graph)
         facts = {
@@ -175,6 +179,7 @@ def _fit_and_log(
             "temperature": str(calibration),
         }
         probabilities, uncalibrated = predict_both(graph, dataset.test.images)
+        give_back()
         report = log_report(
             run,
             recipe=recipe,

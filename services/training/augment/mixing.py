@@ -10,7 +10,6 @@ from typing import Final
 
 import numpy as np
 import torch
-from scipy import special
 from torch import Tensor
 
 from contracts.recipe import Augmentation
@@ -82,5 +81,7 @@ def draw_shares(batch: int, alpha: float, generator: Randomness) -> Tensor:
 
 @cache
 def _beta_quantiles(alpha: float, device: torch.device) -> Tensor:
+    from scipy import special  # with what it brings, 20 MB and a tenth of a second: most fits mix nothing
+
     values = special.betaincinv(alpha, alpha, (np.arange(_QUANTILES) + 0.5) / _QUANTILES)
     return torch.from_numpy(values).to(device, torch.float32)

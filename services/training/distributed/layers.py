@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from services.training.networks.dropout import Dropout, kept, quickly_drawn
+from services.training.networks.order import order_of
+
 
 class Rows(Protocol):
     """What the layers ask of the group."""
@@ -56,8 +59,8 @@ def _joined(layer: nn.Module, group: Rows) -> nn.Module | None:
     """The layer for a group; None where it looks at each image alone."""
     if isinstance(layer, _BatchNorm):
         return JoinedBatchNorm(layer, group)
-    if type(layer) is nn.Dropout and layer.p > 0:
-        return JoinedDropout(layer.p, group)
+    if isinstance(layer, nn.Dropout) and type(layer) in (nn.Dropout, Dropout) and layer.p > 0:
+        return JoinedDropout(layer.p, group, quick=isinstance(layer, Dropout))
     paths = sys.modules.get("torchvision.ops")  # not imported for a network that is not torchvision's
     if paths is not None and isinstance(layer, paths.StochasticDepth) and layer.mode == "row" and layer.p > 0:
         return JoinedDropout(layer.p, group, whole_rows=True)
@@ -72,18 +75,28 @@ def _put(network: nn.Module, name: str, layer: nn.Module) -> None:
 class JoinedDropout(nn.Dropout):
     """Dropout of values, or of whole rows, whose mask is drawn for the rows of all workers."""
 
-    def __init__(self, p: float, group: Rows, *, whole_rows: bool = False) -> None:
+    def __init__(self, p: float, group: Rows, *, whole_rows: bool = False, quick: bool = False) -> None:
+        """Make the layer.
+
+        Args:
+            p: The share that is dropped.
+            group: Whose rows the mask is drawn for.
+            whole_rows: Drop images instead of values.
+            quick: Draw as `networks.dropout` does, instead of as torch does.
+        """
         super().__init__(p)
-        self._group, self._whole_rows = group, whole_rows
+        self._group, self._whole_rows, self._quick = group, whole_rows, quick
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
         if not self.training:
             return input
         shape = (self._group.images, *([1] * (input.ndim - 1) if self._whole_rows else input.shape[1:]))
         # Numbers are drawn in the order of memory, so the mask lies in memory as the input does
-        last = input.ndim == 4 and input.is_contiguous(memory_format=torch.channels_last)
-        memory_format = torch.channels_last if last and not self._whole_rows else torch.contiguous_format
-        mask = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format)
+        order = torch.contiguous_format if self._whole_rows else order_of(input)
+        if self._quick and quickly_drawn(self.p, input.device):
+            keep, scale = kept(shape, self.p, dtype=input.dtype, order=order)
+            return (input * keep[slice(*self._group.rows)]).mul_(scale)
+        mask = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=order)
         mask.bernoulli_(1 - self.p)
         if self.p < 1:
             mask.div_(1 - self.p)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from contracts.errors import RecipeError
 from contracts.images import ImageSpec
 from contracts.recipe import Block, Convnet, Head
+from services.training.networks.convolution import Conv2d
+from services.training.networks.dropout import Dropout
 from services.training.networks.pooling import MaxPool2d
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -71,7 +73,7 @@ def _block(block: Block, channels: int, model: Convnet) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for i in range(1, block.repeat + 1):
         stride = block.stride if i == 1 else 1
-        layers[f"conv{i}"] = nn.Conv2d(
+        layers[f"conv{i}"] = Conv2d(
             channels, block.filters, block.kernel, stride, padding=_padding(block), bias=block.bias
         )
         activation = ACTIVATIONS[block.activation]()
@@ -87,7 +89,7 @@ def _block(block: Block, channels: int, model: Convnet) -> nn.Sequential:
     if block.pool != "none":
         layers["pool"] = (MaxPool2d if block.pool == "max" else nn.AvgPool2d)(block.pool_size)
     if block.dropout:
-        layers["dropout"] = nn.Dropout(block.dropout)
+        layers["dropout"] = Dropout(block.dropout)
     return Stage(layers)
 
 
@@ -133,7 +135,7 @@ def dense_head(head: Head, channels: int, positions: int, units: int) -> nn.Sequ
         layers[f"dense{i}"] = nn.Linear(features, width)
         layers[f"{head.activation}{i}"] = ACTIVATIONS[head.activation]()
         if head.dropout:
-            layers[f"dropout{i}"] = nn.Dropout(head.dropout)
+            layers[f"dropout{i}"] = Dropout(head.dropout)
         features = width
     layers["output"] = nn.Linear(features, units)
     return nn.Sequential(layers)

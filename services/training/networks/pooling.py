@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from services.training.networks.order import order_of
+
 
 class MaxPool2d(nn.MaxPool2d):
     """torch's, over windows that do not overlap.
@@ -40,10 +42,5 @@ class _Pooled(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (places,) = ctx.saved_tensors
         # As the forward pass left it; a gradient from a layer that flattens comes in another order of memory
-        gradient = gradients[0].contiguous(memory_format=_order(places))
+        gradient = gradients[0].contiguous(memory_format=order_of(places))
         return torch.ops.aten.max_unpool2d(gradient, places, list(ctx.sides)), None
-
-
-def _order(values: Tensor) -> torch.memory_format:
-    last = values.is_contiguous(memory_format=torch.channels_last) and not values.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format

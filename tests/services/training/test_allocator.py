@@ -23,17 +23,19 @@ def faults(megabytes: int, times: int) -> int:
 def test_freed_memory_is_used_again_without_the_kernel() -> None:
     """In a process of its own: in this one, what other tests hold lies among the blocks."""
     code = (
-        "import resource, torch\nfrom services.training.allocator import reusing_memory\n"
+        "import resource, torch\nfrom services.training.allocator import give_back, reusing_memory\n"
         f"{inspect.getsource(faults)}\n"
         "with reusing_memory() as works:\n    faults(160, 4)\n    kept = faults(160, 4)\n"
-        "print(int(works), kept, faults(160, 1))\n"
+        "    give_back()\n    between = faults(160, 1)\n"
+        "print(int(works), kept, between, faults(160, 1))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    works, kept, given_back = map(int, done.stdout.split())
+    works, kept, between, given_back = map(int, done.stdout.split())
     if not works:
         pytest.skip("the C library is not glibc")
     pages = 160 * 2**20 // resource.getpagesize()
     assert kept < 0.01 * 4 * pages  # once the heap has found its shape, in a few rounds
+    assert between > 0.9 * pages  # given back on the way, where that is asked for
     # Given back when nobody needs it any more: all of it is faulted in again
     assert given_back > 0.9 * pages
 

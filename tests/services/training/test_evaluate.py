@@ -27,7 +27,7 @@ class Watched(nn.Module):
 
 @pytest.mark.parametrize(
     ("shape", "cpu", "cuda"),
-    [((28, 28, 1), 128, 512), ((96, 96, 3), 128, 512), ((224, 224, 3), 23, 94), ((5000, 5000, 3), 1, 1)],
+    [((28, 28, 1), 64, 512), ((96, 96, 3), 64, 512), ((224, 224, 3), 11, 94), ((5000, 5000, 3), 1, 1)],
 )
 def test_large_images_are_evaluated_few_at_a_time_and_fewer_on_the_cpu(
     shape: tuple[int, int, int], cpu: int, cuda: int
@@ -38,7 +38,7 @@ def test_large_images_are_evaluated_few_at_a_time_and_fewer_on_the_cpu(
 def test_every_image_counts_once_whatever_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Watched()
     graph = ServedGraph(network, output="softmax", mean=(0.5,) * 3, std=(0.2,) * 3)
-    images = np.random.default_rng(0).integers(0, 256, (9, 300, 300, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (9, 200, 200, 3), dtype=np.uint8)
     labels = torch.tensor([0, 1] * 4 + [0])
     whole = (
         predict(graph, images),

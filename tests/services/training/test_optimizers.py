@@ -169,3 +169,66 @@ def test_a_group_of_layers_that_cannot_be_one_is_refused(layers: tuple[tuple[str
     groups = tuple(Group(layers=each, lr=0.1) for each in layers)
     with pytest.raises(RecipeError, match=sentence):
         parameter_groups(Optimizer(groups=groups), two_blocks())
+
+
+def keras(parameters: list[nn.Parameter], **options: Any) -> torch.optim.Optimizer:
+    return make_optimizer(Optimizer(name="rmsprop", lr=0.01, epsilon_inside_sqrt=True, **options), parameters)
+
+
+def several() -> list[nn.Parameter]:
+    torch.manual_seed(0)
+    channels_last = torch.randn(4, 3, 3, 3).contiguous(memory_format=torch.channels_last)
+    return [nn.Parameter(values) for values in (channels_last, torch.randn(4), torch.randn(6, 5).t(), torch.ones(()))]
+
+
+def take(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], steps: range) -> None:
+    for step in steps:
+        for place, parameter in enumerate(parameters):
+            torch.manual_seed(step * 10 + place)
+            parameter.grad = torch.randn(parameter.shape)  # in the order of its axes, whatever the parameter's
+        optimizer.step()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_keras_rmsprop_moves_each_of_many_parameters_as_if_it_were_alone(momentum: float) -> None:
+    together = several()
+    take(keras(together, momentum=momentum), together, range(3))
+    for place, alone in enumerate(several()):
+        optimizer = keras([alone], momentum=momentum)
+        for step in range(3):
+            torch.manual_seed(step * 10 + place)
+            alone.grad = torch.randn(alone.shape)
+            optimizer.step()
+        torch.testing.assert_close(together[place], alone, rtol=1e-6, atol=1e-7)
+
+
+def test_keras_rmsprop_goes_on_from_loaded_state_to_the_bit() -> None:
+    whole, parts = several(), several()
+    take(keras(whole, momentum=0.5), whole, range(6))
+    first = keras(parts, momentum=0.5)
+    take(first, parts, range(3))
+    kept = [parameter.detach().clone() for parameter in parts]
+    second = keras(parts, momentum=0.5)
+    take(second, parts, range(3, 4))  # it has state of its own, which goes
+    with torch.no_grad():
+        for parameter, value in zip(parts, kept, strict=True):
+            parameter.copy_(value)
+    second.load_state_dict(first.state_dict())
+    take(second, parts, range(3, 6))
+    for wanted, found in zip(whole, parts, strict=True):
+        assert torch.equal(wanted, found)
+
+
+def test_keras_rmsprop_leaves_a_parameter_without_a_gradient_and_its_state() -> None:
+    parameters = several()
+    optimizer = keras(parameters)
+    take(optimizer, parameters, range(2))
+    before, state = parameters[1].detach().clone(), optimizer.state[parameters[1]]["mean_square"].clone()
+    parameters[1].grad = None
+    take(optimizer, [parameters[0], *parameters[2:]], range(2, 4))
+    assert torch.equal(parameters[1], before)
+    take(optimizer, parameters, range(4, 5))
+    assert not torch.equal(parameters[1], before)
+    torch.manual_seed(41)
+    wanted = 0.9 * state + 0.1 * torch.randn(4).square()
+    torch.testing.assert_close(optimizer.state[parameters[1]]["mean_square"], wanted)

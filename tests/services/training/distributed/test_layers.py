@@ -12,6 +12,7 @@ from torch import nn
 
 from services.training.distributed.layers import JoinedBatchNorm, JoinedDropout, joined
 from services.training.distributed.workers import Workers
+from services.training.networks.dropout import Dropout
 from tests.services.training.distributed.conftest import Together
 
 
@@ -82,6 +83,22 @@ def test_dropout_takes_its_rows_of_the_mask_that_is_drawn_for_all() -> None:
     assert all(len(row.unique()) == 1 for row in paths)
     dropout = JoinedDropout(0.4, Half()).eval()
     assert dropout(values) is values
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_quick_dropout_takes_its_rows_of_one_workers_mask_too(layout: torch.memory_format) -> None:
+    values = torch.rand(6, 4, 5, 5).add(1).contiguous(memory_format=layout)
+    for share in (0.25, 0.4):
+        torch.manual_seed(4)
+        whole = Dropout(share)(values)
+        torch.manual_seed(4)
+        assert torch.equal(JoinedDropout(share, Half(), quick=True)(values[3:]), whole[3:])
+    network = nn.Sequential(Dropout(0.3))
+    with joined(network, Half()):
+        torch.manual_seed(5)
+        part = network(values[3:])
+    torch.manual_seed(5)
+    assert torch.equal(part, network(values)[3:])
 
 
 def test_in_evaluation_the_running_statistics_count() -> None:
