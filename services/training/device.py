@@ -90,10 +90,15 @@ class Plan:
         """Whether the steps are taken on the head alone."""
         return self.features.startswith("yes")
 
+    @property
+    def casts(self) -> bool:
+        """Whether the forward pass multiplies in a lower precision than that of the weights."""
+        return self.precision != "fp32"
+
     def autocast(self) -> torch.autocast:
         """The context that a forward pass runs in."""
         # Weights change every step, so a cache of their casts would only be filled and dropped again.
-        return torch.autocast(self.device, dtype=self.dtype, enabled=self.precision != "fp32", cache_enabled=False)
+        return torch.autocast(self.device, dtype=self.dtype, enabled=self.casts, cache_enabled=False)
 
     @contextmanager
     def computing(self) -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import operator
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -93,10 +92,6 @@ def parameter_groups(config: Optimizer, network: nn.Module) -> Groups:
     return groups
 
 
-_PLAIN: Final = ("mean_square",)
-_MOMENTUM: Final = ("mean_square", "velocity")
-
-
 class KerasRMSprop(torch.optim.Optimizer):
     """RMSprop with epsilon inside the root: w -= lr * g / sqrt(v + epsilon), as Keras 3 computes it.
 
@@ -121,83 +116,48 @@ class KerasRMSprop(torch.optim.Optimizer):
             "momentum": momentum,
             "weight_decay": weight_decay,
         }
-        self._blocks: dict[int, _Block] = {}
         super().__init__(parameters, defaults)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
         """Take one step along the gradients that `backward` left; `closure` is not used."""
-        for index, group in enumerate(self.param_groups):
+        for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
+            gradients = [p.grad for p in parameters]
             if not parameters:
                 continue
-            block = self._block(index, parameters, _MOMENTUM if group["momentum"] else _PLAIN)
-            torch._foreach_copy_(block.gradients, [p.grad for p in parameters])
             if group["weight_decay"]:
-                torch._foreach_add_(block.gradients, parameters, alpha=group["weight_decay"])
-            squares, change = block.state["mean_square"], block.gradient
-            squares.mul_(group["smoothing"]).addcmul_(change, change, value=1 - group["smoothing"])
-            torch.add(squares, group["epsilon"], out=block.divisor)
-            change.div_(block.divisor.sqrt_()).mul_(group["lr"])  # a tensor where a CUDA graph reads it on the device
+                gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+            squares = [self._state(p, "mean_square") for p in parameters]
+            torch._foreach_mul_(squares, group["smoothing"])
+            torch._foreach_addcmul_(squares, gradients, gradients, value=1 - group["smoothing"])
+            divisor = torch._foreach_add(squares, group["epsilon"])
+            torch._foreach_sqrt_(divisor)
             if group["momentum"]:
-                velocity = block.state["velocity"].mul_(group["momentum"])
-                change.copy_(velocity.add_(change))
-            torch._foreach_sub_(parameters, block.gradients)
+                velocities = [self._state(p, "velocity") for p in parameters]
+                torch._foreach_mul_(velocities, group["momentum"])
+                self._add_quotient(velocities, gradients, divisor, group["lr"])
+                torch._foreach_sub_(parameters, velocities)
+            else:
+                self._add_quotient(parameters, gradients, divisor, -group["lr"])
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take another optimizer's state, as `load_state_dict` does."""
-        super().__setstate__(state)
-        self._blocks = {}
-
-    def _block(self, index: int, parameters: list[nn.Parameter], keys: tuple[str, ...]) -> _Block:
-        """The block of a group; made at its first step, and anew for other parameters or where state was loaded."""
-        block = self._blocks.get(index)
-        if block is None or not block.of(parameters, keys):
-            block = self._blocks[index] = _Block(parameters, self.state, keys)
-        return block
-
-
-class _Block:
-    """What an optimizer keeps of several parameters, in one stretch of memory for each key.
-
-    One kernel then does the work of one for each tensor, most of which are a few biases: 5% of the MNIST network's step
-    on the CPU. Each parameter's state is a view of it, with the parameter's strides.
-    """
-
-    def __init__(
-        self, parameters: list[nn.Parameter], state: Mapping[Tensor, dict[str, Any]], keys: tuple[str, ...]
+    @staticmethod
+    def _add_quotient(
+        sums: list[Any], numerators: list[Any], denominators: list[Any] | tuple[Tensor, ...], factor: float | Tensor
     ) -> None:
-        """Make it of what the state holds of the parameters, all on one device; what it lacks begins at zero."""
-        self._parameters = parameters
-        self.state = {key: self._stretch() for key in keys}
-        """What is kept between steps, by its key."""
-        self.gradient, self.divisor = self._stretch(), self._stretch()
-        """Of one step."""
-        self.gradients = self._views(self.gradient)
-        for key, stretch in self.state.items():
-            for parameter, view in zip(parameters, self._views(stretch), strict=True):
-                of_parameter = state[parameter]
-                if key in of_parameter:
-                    view.copy_(of_parameter[key])
-                of_parameter[key] = view
+        """sums += factor * numerators / denominators; a tensor is a rate that a CUDA graph reads on the device."""
+        if isinstance(factor, Tensor):
+            quotients = torch._foreach_div(numerators, denominators)
+            torch._foreach_mul_(quotients, factor)
+            torch._foreach_add_(sums, quotients)
+        else:
+            torch._foreach_addcdiv_(sums, numerators, denominators, value=factor)
 
-    def of(self, parameters: list[nn.Parameter], keys: tuple[str, ...]) -> bool:
-        """Whether it is of just these."""
-        same = len(parameters) == len(self._parameters) and all(map(operator.is_, parameters, self._parameters))
-        return same and tuple(self.state) == keys
-
-    def _stretch(self) -> Tensor:
-        first = self._parameters[0]
-        return torch.zeros(sum(p.numel() for p in self._parameters), dtype=first.dtype, device=first.device)
-
-    def _views(self, stretch: Tensor) -> list[Tensor]:
-        views, start = [], 0
-        for parameter in self._parameters:
-            # One whose values do not lie side by side gets them in the order of its axes
-            strides = torch.empty_like(parameter, device="meta").stride()
-            views.append(stretch.as_strided(parameter.shape, strides, start))
-            start += parameter.numel()
-        return views
+    def _state(self, parameter: nn.Parameter, key: str) -> Tensor:
+        state = self.state[parameter]
+        if key not in state:
+            state[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return state[key]  # type: ignore[no-any-return]
 
 
 def load_state(

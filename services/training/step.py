@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Final
 
 import torch
@@ -12,6 +13,7 @@ from contracts.errors import FitError
 from contracts.recipe import Recipe
 from services.training.device import Plan
 from services.training.group import ALONE, Group
+from services.training.low_weights import LowWeights
 from services.training.networks import ServedGraph
 from services.training.objective import SoftLabels, loss_and_correct
 
@@ -46,7 +48,9 @@ def make_step(
         soft ones; a worker's own of them. It gives the batch's mean loss and its number of right answers, scalars on
         the device, of all workers' images together.
     """
-    forward = plain = _forward(graph, recipe, plan)
+    # Compiled and captured steps have no calls to save
+    low = LowWeights(graph.network, plan.dtype) if plan.device == "cpu" and plan.casts and not plan.compiled else None
+    forward = plain = _forward(graph, recipe, plan, low)
     if plan.compiled:
         compiled = torch.compile(plain, dynamic=False)
 
@@ -55,7 +59,7 @@ def make_step(
             return (compiled if len(batch) == recipe.fit.batch_size else plain)(batch, truth)
 
     def step(batch: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
-        return _step(forward, batch, truth, graph, recipe, optimizer, scaler, group)
+        return _step(forward, batch, truth, graph, recipe, optimizer, scaler, group, low)
 
     return Captured(step, optimizer, plan.device, recipe.fit.batch_size) if plan.cuda_graph else step
 
@@ -87,11 +91,12 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = share
 
 
-def _forward(graph: ServedGraph, recipe: Recipe, plan: Plan) -> Forward:
+def _forward(graph: ServedGraph, recipe: Recipe, plan: Plan, low: LowWeights | None = None) -> Forward:
     smoothing = recipe.fit.label_smoothing
+    weights = low.in_place if low is not None else nullcontext
 
     def forward(batch: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
-        with plan.autocast():
+        with plan.autocast(), weights():
             pixels = graph.normalize(batch)
             if pixels.ndim == 4:  # features may be vectors
                 pixels = pixels.contiguous(memory_format=plan.memory_format)
@@ -110,17 +115,22 @@ def _step(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     group: Group = ALONE,
+    low: LowWeights | None = None,
 ) -> tuple[Tensor, Tensor]:
     try:
         loss, right = forward(batch, truth)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(group.weighed(loss, len(batch))).backward()  # type: ignore[no-untyped-call]
+        if low is not None:
+            low.hand_over()
         loss, right = group.added(graph.network.parameters(), loss.detach(), right)
         if recipe.fit.clip_norm is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(graph.network.parameters(), recipe.fit.clip_norm)
         scaler.step(optimizer)
         scaler.update()
+        if low is not None:
+            low.refresh()
     except ValueError as error:
         if len(batch) > 1:
             raise

@@ -46,7 +46,7 @@ class _Convolved(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
         values, low = values.to(torch.bfloat16), weight.to(torch.bfloat16)
         ctx.save_for_backward(values, low)
-        ctx.padding = padding
+        ctx.padding, ctx.dtype = padding, weight.dtype
         return F.conv2d(values, low, None if bias is None else bias.to(torch.bfloat16), padding=padding)
 
     @staticmethod
@@ -62,8 +62,8 @@ class _Convolved(torch.autograd.Function):
         columns, positions = _windows(rows.contiguous(), low.shape[2:]), gradient.permute(0, 2, 3, 1)
         positions = positions.reshape(-1, low.shape[0])
         for_weight = torch.mm(positions.t(), columns).view(low.shape[0], *low.shape[2:], low.shape[1])
-        for_bias = positions.sum(0, dtype=torch.float32) if ctx.needs_input_grad[2] else None
-        return back, for_weight.permute(0, 3, 1, 2).float(), for_bias, None
+        for_bias = positions.sum(0).to(ctx.dtype) if ctx.needs_input_grad[2] else None
+        return back, for_weight.permute(0, 3, 1, 2).to(ctx.dtype), for_bias, None
 
 
 def _windows(rows: Tensor, kernel: torch.Size) -> Tensor:

@@ -16,7 +16,7 @@ from contracts.recipe import Block, Convnet, Data, Head, Recipe
 from services.training.averaging import Average
 from services.training.batches import Batches
 from services.training.data.dataset import Split
-from services.training.device import Plan
+from services.training.device import Plan, Precision
 from services.training.loader import open_source
 from services.training.networks import ServedGraph, build
 from services.training.optimizers import make_optimizer
@@ -77,16 +77,20 @@ def weights_after(config: Recipe, plan: Plan, epochs: int = 3) -> tuple[list[tor
     return [p.detach().cpu() for p in graph.parameters()], [float(loss) for loss in losses]
 
 
-def test_a_step_made_once_is_the_step_by_itself() -> None:
-    config = recipe()
-    first, second = graph_of(config, CPU), graph_of(config, CPU)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_made_once_is_the_step_by_itself(precision: Precision) -> None:
+    plan = replace(CPU, precision=precision)
+    config = recipe(
+        model=Convnet(blocks=(Block(filters=16, norm="batch"), Block(filters=8, pool="none")), head=Head(units=(8,)))
+    )
+    first, second = graph_of(config, plan), graph_of(config, plan)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     optimizers = [make_optimizer(config.optimizer, graph.network) for graph in (first, second)]
     images, labels = torch.from_numpy(split().images[:16]), torch.from_numpy(split().labels[:16])
-    step = make_step(first, config, CPU, optimizers[0], scaler)
+    step = make_step(first, config, plan, optimizers[0], scaler)
     for _ in range(3):
         answer = step(images, labels)
-        wanted = training_step(second, images, labels, config, CPU, optimizers[1], scaler)
+        wanted = training_step(second, images, labels, config, plan, optimizers[1], scaler)
         assert [float(value) for value in answer] == [float(value) for value in wanted]
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
