@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from contracts.errors import StrideError, Unauthorized
 from services.inference import answers, logs
+from services.inference.awake import Awake
 from services.inference.decoding import Decoder
 from services.inference.formats import DEFAULT_TOP_K
 from services.inference.keys import Keys
@@ -75,6 +76,7 @@ class FastPath:
         self._keys = keys
         self._log = log
         self._lines = ServerLines()
+        self._awake = Awake()
         self._round: list[Asked] = []
         self._nowhere = contextvars.Context()  # of no request: a round belongs to several
 
@@ -104,6 +106,7 @@ class FastPath:
         Args:
             server: the fields that the server adds to every answer.
         """
+        self._awake.came()
         if not self._round:
             asyncio.get_running_loop().call_soon(self._answer_round, server, context=self._nowhere)
         self._round.append(asked)
@@ -121,6 +124,8 @@ class FastPath:
             most = model.engine.max_batch
             for at in range(0, len(together), most):
                 self._answer(model, together[at : at + most], server)
+        if not self._round:
+            self._awake.answered()
 
     def _answer(self, model: Model, together: list[Asked], server: Fields) -> None:
         if not model.batcher.takes_now(len(together)):

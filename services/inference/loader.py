@@ -29,9 +29,10 @@ hop to it and back costs."""
 _ALONE_S: Final = 0.03
 """And where it has none: there the thread would not work beside the loop but in turns with it, and the two would wait
 for each other's turns at the interpreter's lock as well."""
-_NICE: Final = 5
-"""Of the thread that loads where it has no core of its own: a third of the share that serving has. Not less, or other
-programs could keep it waiting for a core while it holds the interpreter's lock."""
+_NICE: Final = 10
+"""Of the thread that loads where it has no core of its own: a tenth of the share that serving has. With a third, p99
+was three times as long during a swap. Not less, or other programs could keep it waiting for a core while it holds the
+interpreter's lock."""
 
 
 class Loader:
