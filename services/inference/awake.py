@@ -1,6 +1,6 @@
 """Staying awake for a request that comes at once.
 
-A client that asks one thing after another sends its next request some 50 us after an answer. An event loop that goes to
+A client that asks one thing after another sends its next request soon after an answer. An event loop that goes to
 sleep for so long pays for it twice: with the way to sleep and back, through the hypervisor where there is one, and with
 caches that have gone cold, in which the same answer costs up to twice as much. So where requests have come that soon of
 late, the loop looks for the next one for a short time before it sleeps, as the kernel's own `halt_poll_ns` does
