@@ -139,16 +139,24 @@ def images() -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="module")
-def asked(
+def service(
     start_shared: Callable[..., Any],
     tiny: Any,
     tmp_path_factory: pytest.TempPathFactory,
     model: bytes,
     images: NDArray[np.uint8],
-) -> Iterator[Asked]:
+) -> Any:
     stored = {"fashion": bundle(tiny, tmp_path_factory.mktemp("fashion"), model, images[0])}
     service = start_shared(stored=stored, STRIDE_THREADS="1", STRIDE_POLL_SECONDS="3600")
     service.wait()
+    return service
+
+
+@pytest.fixture
+def asked(service: Any) -> Iterator[Asked]:
+    """A test's own: another one may run between two of this module, and the service closes what says nothing for so
+    long.
+    """
     asked = Asked(service)
     with closing(asked.connection):
         yield asked
