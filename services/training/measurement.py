@@ -65,7 +65,7 @@ class Measurement:
         """The fastest that keeps the loss, with the table of all.
 
         Args:
-            first: The candidates, a plain loop in front.
+            first: The candidates, a plain loop in front; on the CPU the fastest of them are tried on one thread, too.
             steps: How many the fit will take.
             compiling: Whether the fastest is tried compiled.
             capturing: Whether it is tried as a CUDA graph, on a GPU.
@@ -73,27 +73,39 @@ class Measurement:
         Raises:
             Whatever the steps raise that would fail in the fit, too.
         """
-        self._time(first)
+        threaded = self._device == "cpu" and first[0].threads > 1
+        part = self._seconds / 2 if threaded else self._seconds
+        self._time(first, part)
         best = self._best()
+        if threaded:
+            exact = self._best(exact=True)  # the better one on one thread, perhaps
+            plans = dict.fromkeys((best.plan, exact.plan))
+            self._time([replace(plan, threads=1) for plan in plans], part, beside=best)
+            best = self._best()
         if capturing and self._device == "cuda" and best.plan.precision != "fp16":
-            self._time([replace(best.plan, cuda_graph=True)])
+            self._time([replace(best.plan, cuda_graph=True)], self._seconds)
             best = self._best()
         if compiling and self._may_pay(best, steps):
             # Compiled and captured at once is what inductor's own graphs are for; here it is one or the other
-            self._time([replace(best.plan, cuda_graph=False, compiled=True)])
-            best = self._best(steps)
+            self._time([replace(best.plan, cuda_graph=False, compiled=True)], self._seconds)
+            best = self._best(steps=steps)
         return replace(best.plan, candidates=tuple(self._row(timed, best, steps) for timed in self._table))
 
     def _may_pay(self, best: _Timed, steps: int) -> bool:
         # Even at twice the speed it must bring in what compiling is taken to cost, here and again in the fit
         return best.median * steps / 2 > 2 * _COMPILING_S[self._device]
 
-    def _time(self, plans: Iterable[Plan]) -> None:
+    def _time(self, plans: Iterable[Plan], seconds: float, *, beside: _Timed | None = None) -> None:
+        """Time new candidates, in turns with one that was timed before, whose figures begin anew."""
         new = [_Timed(plan) for plan in plans]
         self._table += new
+        if beside is not None and self._together:
+            beside.seconds.clear()
+            beside.losses.clear()
+            new = [beside, *new]
         with reusing_memory():  # as in the fit; each plan opens it, too, and would give all back after every step
             for group in [new] if self._together else [[timed] for timed in new]:
-                self._take_turns(group, self._seconds * len(group) / max(len(new), 1))
+                self._take_turns(group, seconds * len(group) / max(len(new), 1))
         if self._error is not None and all(timed.failed for timed in self._table):
             raise self._error
 
@@ -160,19 +172,21 @@ class Measurement:
         if self._device == "cuda":
             torch.cuda.synchronize()
 
-    def _best(self, steps: int = 0) -> _Timed:
-        """The fastest that keeps the loss; with the steps to come, compiling is counted in."""
+    def _best(self, *, steps: int = 0, exact: bool = False) -> _Timed:
+        """The fastest that keeps the loss; with the steps to come, compiling is counted in.
+
+        Args:
+            steps: To come.
+            exact: Only those as exact as the plain loop.
+        """
         sound = [timed for timed in self._table if not timed.failed and self._keeps_loss(timed)]
 
         def cost(timed: _Timed) -> float:
             return timed.median + (timed.compile_seconds / steps if steps else 0.0)
 
-        def exact(timed: _Timed) -> bool:
-            return timed.plan.precision == sound[0].plan.precision and not timed.plan.tf32
-
-        full = min(filter(exact, sound), key=cost)
+        full = min((timed for timed in sound if _is_exact(timed.plan, sound[0].plan)), key=cost)
         best = min(sound, key=cost)
-        return best if exact(best) or cost(full) > _GAIN * cost(best) else full
+        return full if exact or cost(full) <= _GAIN * cost(best) else best
 
     def _keeps_loss(self, timed: _Timed) -> bool:
         """Whether a candidate's loss is the plain loop's after as many steps from the same weights."""
@@ -203,6 +217,10 @@ class Measurement:
         if timed.compile_seconds and timed.median < best.median:
             return f"compiling does not pay within {steps:,} steps"
         return "slower" if timed.median >= best.median else "gains less than 10%"
+
+
+def _is_exact(plan: Plan, plain: Plan) -> bool:
+    return plan.precision == plain.precision and not plan.tf32
 
 
 def _release(device: str) -> None:

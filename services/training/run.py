@@ -133,13 +133,14 @@ class Run:
         self._append("image", {"path": path, "shape": image.shape, "spool": spool})
 
     def figure(self, path: str, figure: Figure, *, key: str | None = None) -> None:
-        """Write a matplotlib figure as the PNG `path`; with a key, also as the one image of that series.
+        """Write a matplotlib figure as the PNG `path`; with a key, also as the one image of that series. It is emptied.
 
         MLflow's compare view shows image series of several runs side by side, but no PNG among the artifacts.
         """
-        from services.training.drawing import to_pixels, to_png
+        from services.training.drawing import release, to_pixels, to_png
 
         png = to_png(figure)
+        release(figure)
         self.file(path, png)
         if key is not None:
             self.image(key, 0, to_pixels(png))

@@ -2,7 +2,7 @@
 
 | device | candidates |
 |---|---|
-| CPU | fp32, fp32 channels_last and bf16 channels_last, each with all threads and with one |
+| CPU | fp32, fp32 channels_last and bf16 channels_last; then the fastest, and the fastest in fp32, on one thread |
 | CUDA | fp32, fp32 channels_last, tf32 and bf16 channels_last; then the fastest of them as one CUDA graph |
 | either | the fastest of those through torch.compile, where the steps to come can pay for compiling |
 
@@ -78,7 +78,7 @@ def choose_plan(
         threads=torch.get_num_threads(),
     )
     first = _first(given, free=precision == "auto")
-    if len(first) == 1 and not compiling and device == "cpu":
+    if len(first) == 1 and not compiling and device == "cpu" and given.threads == 1:
         return given
     machine = f"{_LAYOUT}|{name}|{torch.__version__}|{given.threads}|{precision}|{compiling}|{workers}|{key}"
     kept = cache / "plans" / f"{sha256(machine.encode()).hexdigest()[:32]}.json"
@@ -106,8 +106,6 @@ def _first(given: Plan, *, free: bool) -> list[Plan]:
         ]
     else:
         plans = [replace(given, channels_last=False), given, replace(given, precision="bf16")]
-    if given.device == "cpu" and given.threads > 1:
-        plans += [replace(plan, threads=1) for plan in plans]
     return plans
 
 

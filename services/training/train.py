@@ -149,6 +149,7 @@ def _fit_and_log(
         series = ImageSeries(run, dataset.validation)
         with closing(Progress(show=progress)) as shown:
             series.log(0, graph)  # before anything is learned; MLflow's slider begins here
+            give_back()  # what measuring and opening the run took
             result = fit(
                 graph,
                 dataset.train,

@@ -121,6 +121,39 @@ def test_one_thread_is_taken_where_it_is_faster(tmp_path: Path) -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(
+    ("alone", "taken"),
+    [
+        ({"bf16+cl": 1.0, "fp32+cl": 3.0}, "bf16 channels_last, 1 thread"),
+        ({"bf16+cl": 9.0, "fp32+cl": 1.0}, "fp32 channels_last, 1 thread"),
+        ({"bf16+cl": 9.0, "fp32+cl": 9.0}, "bf16 channels_last, 2 threads"),
+    ],
+)
+def test_only_the_fastest_and_the_fastest_in_fp32_are_tried_on_one_thread(
+    alone: dict[str, float], taken: str, tmp_path: Path
+) -> None:
+    together = {"fp32": 6.0, "fp32+cl": 4.0, "bf16+cl": 2.0}
+
+    def trial(plan: Plan) -> Step:
+        return trial_of(together if plan.threads == 2 else alone)(plan)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        plan = choose_plan("auto", trial=trial, key="k", cache=tmp_path, seconds=0.2)
+    finally:
+        torch.set_num_threads(before)
+    assert [candidate.name for candidate in plan.candidates] == [
+        "fp32, 2 threads",
+        "fp32 channels_last, 2 threads",
+        "bf16 channels_last, 2 threads",
+        "bf16 channels_last, 1 thread",
+        "fp32 channels_last, 1 thread",
+    ]
+    assert plan.name == taken
+    assert [candidate.name for candidate in plan.candidates if candidate.verdict == "taken"] == [taken]
+
+
 @pytest.mark.parametrize(("steps", "compiled"), [(10, False), (1_000_000, True)])
 def test_compiling_is_taken_where_the_steps_to_come_pay_for_it(
     steps: int, compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
