@@ -1,8 +1,10 @@
 """The load generator: one thread, one epoll, kept connections, requests that are bytes already. Linux only.
 
 A request costs it some 20 to 40 us, so that one core has room beyond what one core of any server here can answer; how
-much it used and how late it was itself stands in every measurement. In an open loop a request's time counts from when
-it was due, not from when it could be sent: what waits behind a slow answer is late, and is seen to be.
+much it used and how late it was itself stands in every measurement. In a closed loop it looks for answers without
+pause: one that sleeps until they come has its own waking in every answer's time, and the server's core falls asleep
+for it, too. In an open loop a request's time counts from when it was due, not from when it could be sent: what waits
+behind a slow answer is late, and is seen to be.
 """
 
 from __future__ import annotations
@@ -73,9 +75,11 @@ class Load:
             self._closed_until = ends = measured.started + seconds
             for _ in range(connections):
                 self._dispatch(measured.started)
+            self._busy_s = time.perf_counter() - measured.started
             until = ends + patience_s
             while self._outstanding and (now := time.perf_counter()) < until:
-                self._turn(until - now)
+                if self._turn(0):
+                    self._busy_s += time.perf_counter() - now
             return measured
 
     def open(
@@ -126,12 +130,14 @@ class Load:
         self._timer = Timer()
         self._poll.register(self._timer.number, select.EPOLLIN)
         self._cpu_s = time.process_time()
+        self._busy_s = 0.0
         collecting = gc.isenabled()
         gc.disable()  # a collection over ten thousand answers would hold up the next ones
         try:
             yield measured
             self._give_up()
-            measured.client_cpu_s = time.process_time() - self._cpu_s
+            looking = self._closed_until is not None  # without pause; what finds nothing is no work
+            measured.client_cpu_s = self._busy_s if looking else time.process_time() - self._cpu_s
         finally:
             if collecting:
                 gc.enable()
@@ -154,14 +160,17 @@ class Load:
         while self._waiting:
             self._measured.answers.append(Answer(self._waiting.popleft(), now, LOST, None, -1, None))
 
-    def _turn(self, timeout: float | None) -> None:
-        for number, event in self._poll.poll(timeout):
+    def _turn(self, timeout: float | None) -> bool:
+        """Take what has come, or comes in so many seconds; whether that is anything."""
+        events = self._poll.poll(timeout)
+        for number, event in events:
             if (connection := self._by_number.get(number)) is None:
                 self._timer.clear()
             elif not connection.ready or event & select.EPOLLOUT:
                 self._writable(connection)
             else:
                 self._read(connection)
+        return bool(events)
 
     def _open_idle(self, count: int) -> None:
         for _ in range(count):

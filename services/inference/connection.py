@@ -42,6 +42,9 @@ _SWEEP_S: Final = 0.25
 class Connection(HttpToolsProtocol):
     head_s: ClassVar[float] = 30.0
     """For the head of a request to arrive, and for the rest of a request that is already answered."""
+    keep_s: ClassVar[float] = 75.0
+    """For the next request to begin. uvicorn's 5 s are less than what balancers keep: they would send a request into a
+    connection that is being closed, and tell their client of a bad gateway."""
     backlog: ClassVar[Backlog] = Backlog()
     refusals: ClassVar[Refusals | None] = None
     """None: nothing is refused here, as while the service begins and ends."""
@@ -272,7 +275,7 @@ class Connection(HttpToolsProtocol):
         return True
 
     def _rest(self) -> None:
-        self._resting, self.ends = True, self.loop.time() + self.timeout_keep_alive
+        self._resting, self.ends = True, self.loop.time() + self.keep_s
 
     def _too_large(self, found: str) -> None:
         detail = f"the head of the request has {found}; send fewer or shorter header fields."

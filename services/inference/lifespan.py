@@ -42,6 +42,7 @@ async def lifespan(app: Application) -> AsyncIterator[None]:
     sys.setswitchinterval(_TURN_S)
     read = settings.read()
     Connection.head_s = read.body_s
+    Connection.keep_s = read.keep_alive_s
     app.metrics = Metrics()
     Connection.refusals = Refusals(app.metrics)
     app.keys = Keys(read.api_keys_file, metrics=read.metrics_keys_file) if read.api_keys_file else None

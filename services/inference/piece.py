@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from services.inference import ids
 
@@ -52,17 +52,12 @@ class Head:
     """Bytes of the body."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A head, its body behind it, and nothing behind that."""
 
     data: bytes
     body_at: int
     head: Head
-
-    @property
-    def v2(self) -> bool:
-        return self.head.v2
 
     @property
     def request_id(self) -> bytes:

@@ -18,7 +18,7 @@ from typing import Final
 from contracts.errors import Overloaded
 from services.inference import ids, tracing
 from services.inference.metrics import Metrics
-from services.inference.piece import PREDICTION, Fields, Piece, ServerLines
+from services.inference.piece import PREDICTION, Fields, Piece
 from services.inference.problems import problem
 from services.inference.v2.routes import INFER
 
@@ -34,9 +34,12 @@ class Refusals:
         self._error = Overloaded(
             "more predictions are asked for than can be begun in time; try again in 1 s.", reason="not_begun"
         )
-        self._problem, self._bare = (self._written(bare) for bare in (False, True))
+        self._heads, self._bodies = zip(*(self._written(bare) for bare in (False, True)), strict=True)
+        """Of a problem, and of an error below /v2."""
         self._uncounted: Counter[str] = Counter()
-        self._lines = ServerLines()
+        self._server: Fields | None = None
+        self._begun: tuple[bytes, ...] = ()
+        """The heads with the server's fields, up to the request's id."""
 
     def of_piece(self, piece: Piece, server: Fields) -> bytes:
         """The refusal of what came whole, on a connection that was at rest.
@@ -44,7 +47,7 @@ class Refusals:
         Args:
             server: the fields that the server adds to every answer.
         """
-        return self._write(bare=piece.v2, request_id=piece.request_id, server=server, more=b"")
+        return self._write(piece.head.v2, piece.request_id, server)
 
     def of_head(self, url: bytes, fields: Fields, server: Fields, *, close: bool) -> bytes | None:
         """The refusal of a POST whose head has been parsed; None where it asks for no prediction.
@@ -57,18 +60,24 @@ class Refusals:
         more = _CLOSE if close else b""
         if (trace := tracing.joined(fields)) is not None:
             more += b"%b: %b\r\n" % trace.header()
-        return self._write(bare=target[1] is not None, request_id=ids.of(fields), server=server, more=more)
+        return self._write(target[1] is not None, ids.of(fields), server, more)
 
     def count(self, status: HTTPStatus, code: str) -> None:
         """Count what was refused before it was a request."""
         self._metrics.refused("other", status, code)
 
-    def _write(self, *, bare: bool, request_id: bytes, server: Fields, more: bytes) -> bytes:
+    def _write(self, bare: bool, request_id: bytes, server: Fields, more: bytes = b"") -> bytes:
+        if server is not self._server:
+            self._renew(server)
         if not self._uncounted:  # one count for all that a round of the loop refuses
             asyncio.get_running_loop().call_soon(self._count)
         self._uncounted[INFER if bare else "predict"] += 1
-        head, body = self._bare if bare else self._problem
-        return b"%b%bx-request-id: %b\r\n%b\r\n%b" % (head, self._lines(server), request_id, more, body)
+        return b"%b%b\r\n%b%b" % (self._begun[bare], request_id, more, self._bodies[bare])
+
+    def _renew(self, server: Fields) -> None:
+        """Write what is the same in all refusals of a second: the server makes a new list when its date changes."""
+        lines = b"".join(b"%b: %b\r\n" % field for field in server)
+        self._server, self._begun = server, tuple(head + lines + b"x-request-id: " for head in self._heads)
 
     def _count(self) -> None:
         for route, times in self._uncounted.items():
@@ -79,4 +88,4 @@ class Refusals:
         status, body, headers = problem(self._error, bare=bare)
         headers.append((b"content-length", b"%d" % len(body)))
         lines = b"".join(b"%b: %b\r\n" % field for field in headers)
-        return b"HTTP/1.1 %d %b\r\n%b" % (status, HTTPStatus(status).phrase.encode(), lines), body
+        return b"HTTP/1.1 %d %b\r\n%b" % (status, HTTPStatus(status).phrase.encode(), lines), b"\r\n" + body

@@ -12,6 +12,7 @@
 | STRIDE_QUEUE_ROWS | images admitted at a time, per model and worker; more are answered 429 | 1024 |
 | STRIDE_DEADLINE_SECONDS | from the last byte of a request to its answer | 5 |
 | STRIDE_BODY_SECONDS | for a request's head to arrive, and again for its body | 30 |
+| STRIDE_KEEP_ALIVE_SECONDS | an idle connection is kept; above what a balancer in front keeps its own, mostly 60 | 75 |
 | STRIDE_GRACE_SECONDS | from SIGTERM to the last answer; above the deadline | 8 |
 | STRIDE_MAX_BYTES | largest request body | 33554432 |
 | STRIDE_MAX_INFLIGHT_BYTES | bytes of bodies at a time, per worker; more are answered 429 | 268435456 |
@@ -61,6 +62,7 @@ class Settings:
     queue_rows: int = 1024
     deadline_s: float = 5.0
     body_s: float = 30.0
+    keep_alive_s: float = 75.0
     grace_s: float = 8.0
     max_bytes: int = 32 * 1024 * 1024
     max_inflight_bytes: int = 256 * 1024 * 1024
@@ -132,6 +134,7 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
         queue_rows=_count(env, "STRIDE_QUEUE_ROWS", 1024),
         deadline_s=_seconds(env, "STRIDE_DEADLINE_SECONDS", 5.0),
         body_s=_seconds(env, "STRIDE_BODY_SECONDS", 30.0),
+        keep_alive_s=_seconds(env, "STRIDE_KEEP_ALIVE_SECONDS", 75.0),
         grace_s=_seconds(env, "STRIDE_GRACE_SECONDS", 8.0),
         max_bytes=_count(env, "STRIDE_MAX_BYTES", 32 * 1024 * 1024),
         max_inflight_bytes=_count(env, "STRIDE_MAX_INFLIGHT_BYTES", 256 * 1024 * 1024),

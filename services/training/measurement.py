@@ -36,7 +36,7 @@ Trial = Callable[[Plan], Callable[[], Tensor | float]]
 """Makes, for a plan, a function that takes a training step on throw-away copies and gives its loss."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Timed:
     """A candidate while it is measured."""
 
@@ -45,6 +45,8 @@ class _Timed:
     losses: list[Tensor | float] = field(default_factory=list)
     compile_seconds: float = 0.0
     failed: str = ""
+    verdict: str = ""
+    """Why it is not taken, once others are timed on without it."""
 
     @property
     def median(self) -> float:
@@ -59,6 +61,8 @@ class Measurement:
         self._trial, self._device, self._seconds = trial, device, seconds
         self._together = weights <= _TOGETHER
         self._table: list[_Timed] = []
+        self._left: list[_Timed] = []
+        """Those of the table that may still be taken."""
         self._error: BaseException | None = None
 
     def choose(self, first: Sequence[Plan], *, steps: int, compiling: bool, capturing: bool) -> Plan:
@@ -73,14 +77,10 @@ class Measurement:
         Raises:
             Whatever the steps raise that would fail in the fit, too.
         """
-        threaded = self._device == "cpu" and first[0].threads > 1
-        part = self._seconds / 2 if threaded else self._seconds
-        self._time(first, part)
-        best = self._best()
-        if threaded:
-            exact = self._best(exact=True)  # the better one on one thread, perhaps
-            plans = dict.fromkeys((best.plan, exact.plan))
-            self._time([replace(plan, threads=1) for plan in plans], part, beside=best)
+        if self._device == "cpu" and first[0].threads > 1:
+            best = self._time_threads(first)
+        else:
+            self._time(first, self._seconds)
             best = self._best()
         if capturing and self._device == "cuda" and best.plan.precision != "fp16":
             self._time([replace(best.plan, cuda_graph=True)], self._seconds)
@@ -95,14 +95,38 @@ class Measurement:
         # Even at twice the speed it must bring in what compiling is taken to cost, here and again in the fit
         return best.median * steps / 2 > 2 * _COMPILING_S[self._device]
 
+    def _time_threads(self, first: Sequence[Plan]) -> _Timed:
+        """Time the candidates with all threads, and then the fastest of them in turns with others on one."""
+        if len(first) == 1:
+            self._time([first[0], replace(first[0], threads=1)], self._seconds)
+            return self._best()
+        self._time(first, self._seconds / 2)
+        best = self._best()
+        # The lower precision may be the slower one on one thread.
+        plans = dict.fromkeys((best.plan, self._best(exact=True).plan))
+        self._time([replace(plan, threads=1) for plan in plans], self._seconds / 2, beside=best)
+        return self._best()
+
     def _time(self, plans: Iterable[Plan], seconds: float, *, beside: _Timed | None = None) -> None:
-        """Time new candidates, in turns with one that was timed before, whose figures begin anew."""
+        """Time new candidates.
+
+        Args:
+            plans: Theirs.
+            seconds: In all.
+            beside: One that was timed before, whose figures begin anew in turns with these; what else was timed before
+                was slower then, and is out: the machine may be a slower one by now. Where copies of the weights are
+                too large to be in memory together, there are no turns, and the figures stay.
+        """
         new = [_Timed(plan) for plan in plans]
         self._table += new
+        self._left += new
         if beside is not None and self._together:
+            for timed in self._table:
+                if timed not in (beside, *new):
+                    timed.verdict = self._verdict(timed, beside, 0)
             beside.seconds.clear()
             beside.losses.clear()
-            new = [beside, *new]
+            self._left = new = [beside, *new]
         with reusing_memory():  # as in the fit; each plan opens it, too, and would give all back after every step
             for group in [new] if self._together else [[timed] for timed in new]:
                 self._take_turns(group, seconds * len(group) / max(len(new), 1))
@@ -179,14 +203,18 @@ class Measurement:
             steps: To come.
             exact: Only those as exact as the plain loop.
         """
-        sound = [timed for timed in self._table if not timed.failed and self._keeps_loss(timed)]
+        sound = self._sound(self._left) or self._sound(self._table)
 
         def cost(timed: _Timed) -> float:
             return timed.median + (timed.compile_seconds / steps if steps else 0.0)
 
-        full = min((timed for timed in sound if _is_exact(timed.plan, sound[0].plan)), key=cost)
+        plain = self._table[0].plan
         best = min(sound, key=cost)
+        full = min((timed for timed in sound if _is_exact(timed.plan, plain)), key=cost, default=best)
         return full if exact or cost(full) <= _GAIN * cost(best) else best
+
+    def _sound(self, among: Iterable[_Timed]) -> list[_Timed]:
+        return [timed for timed in among if not timed.failed and self._keeps_loss(timed)]
 
     def _keeps_loss(self, timed: _Timed) -> bool:
         """Whether a candidate's loss is the plain loop's after as many steps from the same weights."""
@@ -210,6 +238,8 @@ class Measurement:
     def _verdict(self, timed: _Timed, best: _Timed, steps: int) -> str:
         if timed is best:
             return "taken"
+        if timed.verdict:
+            return timed.verdict
         if timed.failed:
             return timed.failed
         if not self._keeps_loss(timed):

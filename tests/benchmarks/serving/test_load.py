@@ -123,6 +123,13 @@ def test_an_open_loop_counts_from_when_a_request_was_due(tiny: Start) -> None:
     assert sum(each > 0.1 for each in late) >= 15
 
 
+def test_what_a_closed_loop_used_of_its_core_is_told_without_its_looks_for_answers(tiny: Start) -> None:
+    _, port = tiny(lambda _, body: after(0.05, answer(body)))
+    measured = Load(port, REQUESTS).closed(1, 0.5)
+    assert measured.statuses()[200] >= 5
+    assert 0 < measured.client_share < 0.3
+
+
 def test_an_open_loop_keeps_its_schedule(tiny: Start) -> None:
     _, port = tiny(lambda _, body: answer(body))
     schedule = arrivals.poisson(400, 0.5, seed=1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,29 @@ def test_slow_senders_are_ended_wherever_they_stop(impatient: Any) -> None:
             client.sendall(sent)
             assert until_closed(client)[:13] == status, sent
     assert httpx.post(f"{impatient.url}/v1/predict", content=PNG).status_code == 200
+
+
+def test_an_idle_connection_is_kept_as_long_as_is_said(
+    start_service: Callable[..., Any], tiny: Any, tmp_path: Path
+) -> None:
+    """And by default for longer than the 5 s of uvicorn: a balancer keeps its own for 60."""
+    stored = {"shapes": tiny(1).bundle(tmp_path / "b")}
+    kept, ended = (start_service(stored=stored, **more) for more in ({}, {"STRIDE_KEEP_ALIVE_SECONDS": "0.5"}))
+    for service in (kept, ended):
+        service.wait()
+    with (
+        closing(http.client.HTTPConnection("127.0.0.1", kept.port, timeout=20)) as client,
+        closing(http.client.HTTPConnection("127.0.0.1", ended.port, timeout=20)) as brief,
+    ):
+        for each in (client, brief):
+            each.request("POST", "/v1/predict", PNG)
+            assert json.load(each.getresponse())["predictions"]
+        began = time.monotonic()
+        assert brief.sock.recv(1) == b""
+        assert time.monotonic() - began < 5
+        time.sleep(max(0.0, 6 - (time.monotonic() - began)))
+        client.request("POST", "/v1/predict", PNG)
+        assert json.load(client.getresponse())["predictions"]
 
 
 @pytest.mark.parametrize("before", [b"POST /v1/pre", HEAD + b"X: ", HEAD + b"Content-Length: 70\r\n\r\n" + PNG[:10]])

@@ -41,6 +41,35 @@ def test_the_activations_of_every_block_are_those_before_its_pooling() -> None:
     assert (inside.activations["block1"] >= 0).all()
 
 
+class InPlace(nn.Module):
+    """Changes what its only stage has answered, as DenseNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block1 = nn.Sequential(nn.Conv2d(3, 4, 3))
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        maps: torch.Tensor = self.block1(pixels)
+        maps.relu_()
+        logits: torch.Tensor = self.last(maps.mean(dim=(2, 3)))
+        return logits
+
+
+def test_what_works_in_place_behind_a_stage_changes_nothing_of_it() -> None:
+    torch.manual_seed(0)
+    graph = ServedGraph(InPlace(), output="softmax", mean=(0.5,) * 3, std=(0.2,) * 3)
+    inside = look_inside(graph, images())
+    maps = inside.activations["block1"]
+    assert (maps < 0).any()
+    # The gradient of a mean behind a ReLU: where the stage's answer was above zero, and nowhere else.
+    last: Any = graph.network.get_submodule("last")
+    weights = last.weight.detach().numpy()[inside.classes]
+    scores = np.einsum("nk,nkhw->nhw", weights * (maps > 0).mean(axis=(2, 3)), maps).clip(0)
+    cam = nn.functional.interpolate(torch.from_numpy(scores)[:, None], size=(12, 8), mode="bilinear")[:, 0].numpy()
+    np.testing.assert_allclose(inside.cam, cam / cam.max(axis=(1, 2), keepdims=True), atol=1e-5)
+
+
 @pytest.mark.parametrize("output", ["softmax", "sigmoid"])
 def test_grad_cam_is_the_map_of_its_paper(output: str) -> None:
     graph = graph_of(output).eval()

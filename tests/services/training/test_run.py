@@ -10,6 +10,7 @@ from mlflow.tracking import MlflowClient
 from contracts.errors import RegistryError
 from contracts.recipe import Recipe
 from services.training import tracking
+from services.training.drawing import pictures, to_pixels
 from services.training.mlflow_client import connect
 from services.training.run import Run
 
@@ -45,6 +46,18 @@ def test_an_image_of_a_step_is_there_once_however_often_it_is_logged(
 
     (path,) = (home / "artifacts").rglob("images/layer~1+step+3+*.png")
     assert np.asarray(Image.open(path)).tolist() == second.tolist()
+
+
+def test_a_figure_lets_go_of_its_memory_once_it_is_written(
+    embedded_tracking: str, home: Path, tiny_recipe: Recipe
+) -> None:
+    figure = pictures([[(np.zeros((8, 8, 1), np.uint8), "a")]], "heading")
+    with tracking.open_run(tiny_recipe, tags={}) as run:
+        run.figure("figures/a.png", figure, key="a")
+    (path,) = (home / "artifacts").rglob("figures/a.png")
+    assert to_pixels(path.read_bytes()).min() < 50
+    assert not figure.axes
+    assert not hasattr(figure.canvas, "renderer")  # with its pixels
 
 
 def test_a_run_that_mlflow_has_all_of_leaves_no_journal(
