@@ -248,6 +248,7 @@ def test_a_corrupted_bundle_is_refused_by_export_registry_and_server(
     first = quietly(recipe("spoiled"))
     second = quietly(recipe("spoiled", fit={"epochs": 8, "batch_size": 16, "precision": "fp32"}))
     assert second.version == "2", second.reasons
+    servers.wait_for("spoiled", "2", image)  # or it might still come once version 1 is asked for below
     promotion.rollback("spoiled")
     servers.wait_for("spoiled", "1", image)
     (stored,) = servers.home.glob(f"artifacts/**/{second.run_id}/artifacts/bundle/model.onnx")

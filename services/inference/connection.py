@@ -202,7 +202,8 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._within = False
         if not self._refused:
-            return super().on_message_complete()
+            super().on_message_complete()
+            return None if self._answering() else self._rest()  # its answer may have gone before its end came
         self._refused = False
         return self.transport.close() if self._last else self._rest()
 
@@ -275,7 +276,9 @@ class Connection(HttpToolsProtocol):
         return True
 
     def _rest(self) -> None:
-        self._resting, self.ends = True, self.loop.time() + self.keep_s
+        """The next request may take its time; the rest of one that is answered already may not."""
+        self._resting = not self._within
+        self.ends = self.loop.time() + (self.head_s if self._within else self.keep_s)
 
     def _too_large(self, found: str) -> None:
         detail = f"the head of the request has {found}; send fewer or shorter header fields."
