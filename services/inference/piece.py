@@ -120,6 +120,11 @@ def _head(written: bytes) -> Head | None:
     return Head(found[1], found[2] is not None, given_id, tuple(keys), tuple(options), int(length))
 
 
+def lines_of(fields: Fields) -> bytes:
+    """Header fields as they are sent."""
+    return b"".join(b"%b: %b\r\n" % field for field in fields)
+
+
 class ServerLines:
     """The fields that the server adds to every answer, as they are sent; made anew when the date in them changes."""
 
@@ -129,5 +134,5 @@ class ServerLines:
 
     def __call__(self, fields: Fields) -> bytes:
         if self._of is not fields:  # the server makes a new list then
-            self._of, self._lines = fields, b"".join(b"%b: %b\r\n" % field for field in fields)
+            self._of, self._lines = fields, lines_of(fields)
         return self._lines

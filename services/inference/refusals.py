@@ -18,7 +18,7 @@ from typing import Final
 from contracts.errors import Overloaded
 from services.inference import ids, tracing
 from services.inference.metrics import Metrics
-from services.inference.piece import PREDICTION, Fields, Piece
+from services.inference.piece import PREDICTION, Fields, Piece, lines_of
 from services.inference.problems import problem
 from services.inference.v2.routes import INFER
 
@@ -76,7 +76,7 @@ class Refusals:
 
     def _renew(self, server: Fields) -> None:
         """Write what is the same in all refusals of a second: the server makes a new list when its date changes."""
-        lines = b"".join(b"%b: %b\r\n" % field for field in server)
+        lines = lines_of(server)
         self._server, self._begun = server, tuple(head + lines + b"x-request-id: " for head in self._heads)
 
     def _count(self) -> None:
@@ -87,5 +87,4 @@ class Refusals:
     def _written(self, bare: bool) -> tuple[bytes, bytes]:
         status, body, headers = problem(self._error, bare=bare)
         headers.append((b"content-length", b"%d" % len(body)))
-        lines = b"".join(b"%b: %b\r\n" % field for field in headers)
-        return b"HTTP/1.1 %d %b\r\n%b" % (status, HTTPStatus(status).phrase.encode(), lines), b"\r\n" + body
+        return b"HTTP/1.1 %d %b\r\n%b" % (status, HTTPStatus(status).phrase.encode(), lines_of(headers)), b"\r\n" + body
